@@ -1,1 +1,13 @@
-//! (crate root)
+//! Logster's operators: pure state machines (`on_event`, `on_frontier`), each in a file of its own.
+//!
+//! The order of an event's life: [`normalize`], [`window`], [`graph`] with [`features`], [`score`],
+//! [`dedup`], [`correlate`], [`enrich`]. Timely shells stand beside their cores; see `ARCHITECTURE.md`.
+
+pub mod correlate;
+pub mod dedup;
+pub mod enrich;
+pub mod features;
+pub mod graph;
+pub mod normalize;
+pub mod score;
+pub mod window;

@@ -1,0 +1,203 @@
+//! What an analyst works on: `logster-alerts`, and the decisions that come back.
+
+use serde::{Deserialize, Serialize};
+
+use crate::result::content_id;
+use crate::{KeyEdge, OutputRecord, OutputTopic, Platform, TimeMs};
+
+/// How bad, from the highest `attack_prob` merged so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Severity {
+    /// At least `alerts.min_threshold` (0.7).
+    Medium,
+    /// At least 0.85.
+    High,
+    /// At least 0.95.
+    Critical,
+}
+
+impl Severity {
+    /// MEDIUM, HIGH from 0.85, CRITICAL from 0.95 (spec 003).
+    pub fn of(attack_prob: f64) -> Self {
+        if attack_prob >= 0.95 {
+            Self::Critical
+        } else if attack_prob >= 0.85 {
+            Self::High
+        } else {
+            Self::Medium
+        }
+    }
+
+    /// `MEDIUM`, `HIGH` or `CRITICAL`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Medium => "MEDIUM",
+            Self::High => "HIGH",
+            Self::Critical => "CRITICAL",
+        }
+    }
+}
+
+/// Where an alert stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AlertStatus {
+    /// Nobody has looked yet.
+    Open,
+    /// Somebody has seen it.
+    Acknowledged,
+    /// Somebody works on it.
+    Investigating,
+    /// Done: it was real.
+    Resolved,
+    /// Done: it was not.
+    FalsePositive,
+}
+
+impl AlertStatus {
+    /// An analyst has closed it: no more detections are merged into it.
+    pub const fn is_closed(self) -> bool {
+        matches!(self, Self::Resolved | Self::FalsePositive)
+    }
+
+    /// Whether an analyst may go from here to `to`.
+    ///
+    /// Open, acknowledged and investigating lead forward or straight to a verdict; a verdict is final but
+    /// for its correction into the other one.
+    pub const fn may_become(self, to: Self) -> bool {
+        use AlertStatus::{Acknowledged, FalsePositive, Investigating, Open, Resolved};
+        matches!(
+            (self, to),
+            (Open, Acknowledged | Investigating | Resolved | FalsePositive)
+                | (Acknowledged, Investigating | Resolved | FalsePositive)
+                | (Investigating, Resolved | FalsePositive)
+                | (Resolved, FalsePositive)
+                | (FalsePositive, Resolved)
+        )
+    }
+}
+
+/// One analyst's decision: a record of `logster-alert-transitions`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AlertTransition {
+    /// The alert.
+    pub alert_id: String,
+    /// Its tenant.
+    pub tenant_id: String,
+    /// Its endpoint.
+    pub endpoint_id: String,
+    /// New status.
+    pub to: AlertStatus,
+    /// Who decided.
+    pub actor: String,
+    /// Why, in the analyst's words.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// A transition that was accepted: kept on the alert.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppliedTransition {
+    /// When it took effect (arrival of the transition record).
+    #[serde(with = "crate::time::iso")]
+    pub at: TimeMs,
+    /// From.
+    pub from: AlertStatus,
+    /// To.
+    pub to: AlertStatus,
+    /// Who.
+    pub actor: String,
+    /// Why.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// Another endpoint of the tenant that alerted within the correlation window.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RelatedEndpoint {
+    /// Host.
+    pub endpoint_id: String,
+    /// Its alert.
+    pub alert_id: String,
+    /// Network events of one reached an address of the other: movement, not coincidence.
+    pub lateral_movement: bool,
+    /// In words: source, destination, port and time of the contact, or how close in time they fired.
+    pub evidence: String,
+}
+
+/// One record of `logster-alerts`: the whole alert after a change. The last record of an id is its state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Alert {
+    /// Function of its first detection.
+    pub alert_id: String,
+    /// Counts the changes published, from 1: the higher one is the newer.
+    pub revision: u64,
+    /// Tenant.
+    pub tenant_id: String,
+    /// Host, lower-cased.
+    pub endpoint_id: String,
+    /// Platform.
+    pub platform: Platform,
+    /// Life cycle.
+    pub status: AlertStatus,
+    /// From the highest `attack_prob`.
+    pub severity: Severity,
+    /// Highest of the merged detections.
+    pub attack_prob: f64,
+    /// Start of the first detection's window.
+    #[serde(with = "crate::time::iso")]
+    pub first_seen: TimeMs,
+    /// End of the last detection's window.
+    #[serde(with = "crate::time::iso")]
+    pub last_seen: TimeMs,
+    /// End of the first detection's window: when the alert was raised, in event time.
+    #[serde(with = "crate::time::iso")]
+    pub created_at: TimeMs,
+    /// Event time of this change.
+    #[serde(with = "crate::time::iso")]
+    pub updated_at: TimeMs,
+    /// Detections merged.
+    pub detection_count: u64,
+    /// The merged detections' inference ids, newest last; at most 100 are kept.
+    pub inference_ids: Vec<String>,
+    /// Why, in one sentence.
+    pub reason: String,
+    /// The edges that mattered in the strongest detection.
+    pub key_edges: Vec<KeyEdge>,
+    /// ATT&CK techniques of all merged detections, sorted.
+    pub ttp_techniques: Vec<String>,
+    /// One sentence a technique.
+    pub ttp_explanation: String,
+    /// Alerts of other endpoints within the correlation window, sorted.
+    pub related_endpoints: Vec<RelatedEndpoint>,
+    /// Smallest alert id of the connected component; absent while the alert stands alone.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub incident_id: Option<String>,
+    /// Every transition taken.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub transitions: Vec<AppliedTransition>,
+    /// All detections come from backfill windows.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub backfill: bool,
+    /// Model that gave the strongest detection.
+    pub model_version: String,
+}
+
+impl Alert {
+    /// The id of the alert that `inference_id` opens.
+    pub fn id(inference_id: &str) -> String {
+        content_id(&["alert", inference_id])
+    }
+
+    /// The record for `logster-alerts`.
+    pub fn to_output(&self) -> OutputRecord {
+        OutputRecord {
+            topic: OutputTopic::Alerts,
+            key: Some(format!("{}:{}", self.tenant_id, self.endpoint_id).into()),
+            ts_ms: self.updated_at,
+            value: serde_json::to_vec(self).expect("alerts serialize"),
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! What one raw record contributes to its endpoint's graph: a kind and a compact list of fields.
+//!
+//! The normalizer writes it once; panes hold it until they are sealed; the graph builder reads it.
+//! All text lives in one allocation, so an event held costs its text and little more.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Endpoint, Lane, Platform, Position, TimeMs};
+
+/// The record format and what it speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Kind {
+    /// Sysmon or PowerShell event of this id (4104 is a script block).
+    Sysmon(u16),
+    /// One auditd text record; join by [`Field::AuditSerial`].
+    Audit,
+    /// eBPF `[EXEC]`.
+    EbpfExec,
+    /// eBPF `[FILE]`.
+    EbpfFile,
+    /// eBPF `[CONNECT]` or `[ACCEPT]` ([`Field::ConnectionType`]).
+    EbpfConnect,
+    /// eBPF `[SOCKET]`.
+    EbpfSocket,
+    /// A record without typed content: counts as activity, adds no node.
+    Opaque,
+}
+
+macro_rules! fields {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        /// A named field of an observation. Sysmon's names where Sysmon has one.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        #[allow(missing_docs, reason = "the names are the documentation: Sysmon's schema, auditd's and the eBPF lines' fields")]
+        pub enum Field { $($(#[$doc])* $name),+ }
+        impl Field {
+            /// Every field, in order of its number.
+            pub const ALL: &'static [Field] = &[$(Field::$name),+];
+            /// The field's name.
+            pub const fn name(self) -> &'static str { match self { $(Field::$name => stringify!($name)),+ } }
+        }
+    };
+}
+
+fields! {
+    // Windows: Sysmon 1 to 29 and PowerShell 4104
+    ProcessGuid, ProcessId, Image, CommandLine, User, ParentProcessGuid, ParentProcessId, ParentImage,
+    ParentCommandLine, IntegrityLevel, CurrentDirectory, Hashes, OriginalFileName, Company, Description,
+    Product, LogonId, TerminalSessionId, ImageLoaded, Signed, Signature, SignatureStatus, TargetFilename,
+    Contents, SourceIp, SourcePort, DestinationIp, DestinationPort, DestinationHostname, Protocol, Initiated,
+    SourceProcessGuid, SourceProcessId, SourceImage, TargetProcessGuid, TargetProcessId, TargetImage,
+    GrantedAccess, CallTrace, StartAddress, StartModule, StartFunction, TargetObject, EventType, Details,
+    NewName, PipeName, QueryName, QueryResults, QueryStatus, Operation, Consumer, Filter, Destination, Type,
+    Name, Query, ScriptBlockText, ScriptBlockId, MessageNumber, MessageTotal, Path, Device, IsExecutable,
+    Archived, State, SourceUser, TargetUser, RuleName,
+    // Linux: eBPF lines (ProcessId, Path, DestinationIp, DestinationPort are shared with the above)
+    Ppid, Uid, Comm, Args, Flags, ConnectionType, SocketType,
+    /// Record type of an audit line: `SYSCALL`, `PATH`, `EXECVE`, ...
+    AuditType,
+    /// `<epoch.ms>:<serial>` of an audit line: the same for all records of one audit event.
+    AuditSerial,
+    /// The audit line after `msg=audit(...):`, enriched part included, 0x1D replaced by a space.
+    AuditText,
+}
+
+/// Longest text kept of one field, in bytes; the rest is cut at a character boundary.
+pub const MAX_FIELD_BYTES: usize = 16 * 1024;
+
+/// Fields of one observation: `[field, length as u32 little-endian, text]...`, in one allocation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fields(#[serde(with = "bytes")] Box<[u8]>);
+
+impl Fields {
+    /// Starts an empty list.
+    pub fn builder() -> FieldsBuilder {
+        FieldsBuilder::default()
+    }
+
+    /// The text of `field`, if present.
+    pub fn get(&self, field: Field) -> Option<&str> {
+        self.iter().find(|(f, _)| *f == field).map(|(_, text)| text)
+    }
+
+    /// All fields in the order they were added.
+    pub fn iter(&self) -> impl Iterator<Item = (Field, &str)> {
+        let mut rest = &self.0[..];
+        std::iter::from_fn(move || {
+            let (&[tag, a, b, c, d], tail) = rest.split_first_chunk::<5>()?;
+            let (text, tail) = tail.split_at(u32::from_le_bytes([a, b, c, d]) as usize);
+            rest = tail;
+            let text = std::str::from_utf8(text).expect("fields hold what the builder took as &str");
+            Some((Field::ALL[tag as usize], text))
+        })
+    }
+
+    /// Bytes held.
+    pub fn len_bytes(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// Collects fields; reuse one and call [`FieldsBuilder::finish`] per record.
+#[derive(Default)]
+pub struct FieldsBuilder(Vec<u8>);
+
+impl FieldsBuilder {
+    /// Adds `text` unless it is empty; cut at [`MAX_FIELD_BYTES`].
+    pub fn push(&mut self, field: Field, text: &str) -> &mut Self {
+        if !text.is_empty() {
+            let text = &text[..text.floor_char_boundary(MAX_FIELD_BYTES)];
+            self.0.push(field as u8);
+            self.0.extend_from_slice(&(text.len() as u32).to_le_bytes());
+            self.0.extend_from_slice(text.as_bytes());
+        }
+        self
+    }
+
+    /// The list so far; the builder is empty again and keeps its buffer.
+    pub fn finish(&mut self) -> Fields {
+        let fields = Fields(self.0.as_slice().into());
+        self.0.clear();
+        fields
+    }
+}
+
+mod bytes {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(b: &[u8], s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_bytes(b)
+    }
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Box<[u8]>, D::Error> {
+        let bytes = serde_bytes_buf::Buf::deserialize(d)?.0;
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let Some((&[tag, a, b, c, e], tail)) = rest.split_first_chunk::<5>() else {
+                return Err(D::Error::custom("fields cut short"));
+            };
+            let len = u32::from_le_bytes([a, b, c, e]) as usize;
+            if tag as usize >= super::Field::ALL.len() || len > tail.len() || std::str::from_utf8(&tail[..len]).is_err()
+            {
+                return Err(D::Error::custom("fields malformed"));
+            }
+            rest = &tail[len..];
+        }
+        Ok(bytes.into())
+    }
+    mod serde_bytes_buf {
+        use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
+        pub struct Buf(pub Vec<u8>);
+        impl<'de> Deserialize<'de> for Buf {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                struct V;
+                impl<'de> Visitor<'de> for V {
+                    type Value = Buf;
+                    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        f.write_str("bytes")
+                    }
+                    fn visit_bytes<E>(self, v: &[u8]) -> Result<Buf, E> {
+                        Ok(Buf(v.to_vec()))
+                    }
+                    fn visit_byte_buf<E>(self, v: Vec<u8>) -> Result<Buf, E> {
+                        Ok(Buf(v))
+                    }
+                    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Buf, A::Error> {
+                        let mut v = Vec::new();
+                        while let Some(b) = seq.next_element()? {
+                            v.push(b);
+                        }
+                        Ok(Buf(v))
+                    }
+                }
+                d.deserialize_byte_buf(V)
+            }
+        }
+    }
+}
+
+/// Kind and fields: the part of an observation that the graph is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Activity {
+    /// What happened, by format.
+    pub kind: Kind,
+    /// With what.
+    pub fields: Fields,
+}
+
+/// One normalized event as the window operator sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observation {
+    /// Whose.
+    pub endpoint: Endpoint,
+    /// Which model's.
+    pub platform: Platform,
+    /// Time for windows (see [`crate::TimeLimits::window_time`]).
+    pub time_ms: TimeMs,
+    /// Arrival, monotonic within the partition.
+    pub arrival_ms: TimeMs,
+    /// Live or backfill.
+    pub lane: Lane,
+    /// Where the raw record stands: orders observations of the same time, for good.
+    pub position: Position,
+    /// Content.
+    pub activity: Activity,
+}
+
+impl Observation {
+    /// The canonical order in which a pane is read: replays and any worker count agree on it.
+    pub fn order(&self) -> (TimeMs, Position) {
+        (self.time_ms, self.position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_round_trip_and_cut() {
+        let mut b = Fields::builder();
+        b.push(Field::Image, r"C:\a.exe").push(Field::User, "").push(Field::CommandLine, &"é".repeat(MAX_FIELD_BYTES));
+        let f = b.finish();
+        assert_eq!(f.get(Field::Image), Some(r"C:\a.exe"));
+        assert_eq!(f.get(Field::User), None);
+        assert_eq!(f.get(Field::CommandLine).unwrap().len(), MAX_FIELD_BYTES);
+        let back: Fields = serde_json::from_str(&serde_json::to_string(&f).unwrap()).unwrap();
+        assert_eq!(back, f);
+        assert!(serde_json::from_str::<Fields>("[255,0,0,0,0]").is_err());
+        assert_eq!(b.finish(), Fields::default());
+    }
+}
