@@ -1,0 +1,11 @@
+//! The dataflow: configuration, sources, topology, metrics and the command line of `logster`.
+//!
+//! Start with [`cli`] for what the binary can be asked to do and [`config`] for what it can be told.
+//! `main.rs` only calls [`cli::main`].
+
+pub mod cli;
+pub mod cmd;
+pub mod config;
+pub mod http;
+pub mod logging;
+pub mod metrics;
