@@ -1,0 +1,69 @@
+# One page of commands; `make help` lists them. What each needs from the machine, `make setup` brings.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+tools := $(or $(LOGSTER_TOOLS),$(CURDIR)/.tools)
+setup := deploy/setup/setup.sh
+
+# What the tests find their services by.
+export LOGSTER_ONNXRUNTIME ?= $(tools)/onnxruntime/libonnxruntime.so.1.31.1
+export LOGSTER_KAFKA_CLUSTER ?= $(CURDIR)/deploy/kafka/cluster.sh
+export LOGSTER_CORPUS ?= $(abspath ../shared/corpus)
+
+cargo_flags := --release --locked --workspace
+
+.NOTPARALLEL: # cargo takes every core already
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Install and verify what builds and tests need (idempotent)
+	@$(setup)
+
+.PHONY: build
+build: ## Build the release binary, target/release/logster
+	@$(setup) build-packages
+	cargo build --release --locked
+
+.PHONY: demo
+demo: ## Build, then run the embedded demo: no broker, no Java
+	@$(setup) build-packages onnxruntime
+	cargo build --release --locked
+	target/release/logster demo
+
+.PHONY: lint
+lint: ## Check formatting, clippy and shell scripts
+	cargo fmt --all --check
+	cargo clippy $(cargo_flags) --all-targets -- -D warnings
+	for script in $$(git ls-files '*.sh' .ci/run); do bash -n "$$script"; done
+	! command -v shellcheck >/dev/null || shellcheck --severity warning $$(git ls-files '*.sh' .ci/run)
+
+.PHONY: test
+test: setup lint ## Set up, lint, then run every test, against real Kafka brokers too
+	deploy/kafka/test.sh
+	@[ -d "$$LOGSTER_CORPUS" ] || echo "note: no corpus at $$LOGSTER_CORPUS (set LOGSTER_CORPUS)"
+	cargo test $(cargo_flags)
+
+.PHONY: bench
+bench: setup ## Run the benchmarks
+	cargo bench --locked --workspace --benches
+
+.PHONY: train
+train: ## Train and export the model packages (models/train.sh)
+	@$(setup) build-packages onnxruntime
+	@[ -x models/train.sh ] || { echo "models/train.sh is missing" >&2; exit 1; }
+	models/train.sh
+
+.PHONY: fuzz
+fuzz: ## Run the property tests long: FUZZ_CASES=20000
+	@$(setup) build-packages onnxruntime
+	PROPTEST_CASES=$${FUZZ_CASES:-20000} cargo test $(cargo_flags) --lib --bins
+
+.PHONY: clean
+clean: ## Remove build outputs and .tools
+	cargo clean
+	rm -rf .tools out
