@@ -1,1 +1,885 @@
-//! (to come)
+//! Keeps each endpoint's last `width` of events and closes a window every `hop`.
+//!
+//! The width is made of *panes* of one hop each. An event falls into one pane; a pane is sealed once, when
+//! the watermark passes its end, and serves the `width / hop` windows that cover it. Every endpoint has a
+//! grid of its own, shifted by [`Endpoint::phase_ms`], so that closings spread over the hop.
+//!
+//! - Input: [`Observation`]s exchanged by shard; the frontier is the watermark.
+//! - Output: one [`ClosedWindow`] per key and tick with activity, at its end; backfill windows at their
+//!   closing.
+//! - State: open panes' observations, sealed panes, open backfill windows; freed when no window needs them.
+//! - Ordering: any arrival order ahead of the frontier gives the same output. Panes are sealed from
+//!   observations in [`Observation::order`]; backfill is stepped in order of arrival and position.
+//! - Failure: none of its own. Live panes are rebuilt by replaying one width plus lateness and skew; what
+//!   backfill remembers beyond that is in [`Windows::backlog_snapshot`].
+//!
+//! # Time
+//! Timely times are watermarks: arrival less `max_lateness`. A live window closes at its end. A backfill
+//! record of arrival `a` is stepped once the frontier is past `a - max_lateness`, and a backfill window that
+//! closes at arrival `c` is emitted at `c - max_lateness`: both are functions of the log.
+//!
+//! ```text
+//! observation ─ live ─────▶ pane ── watermark ≥ end ──▶ sealed ──▶ up to width/hop windows
+//!             └ backfill ─▶ queue by arrival ──▶ backlog of the key: opens windows on the same grid, closes
+//!                           them when it has moved past, fallen quiet, or they have been open too long or are too many
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use logster_schema::{Endpoint, Lane, Observation, Platform, Position, TimeMs};
+use prometheus::{IntCounter, IntGauge};
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
+use timely::container::CapacityContainerBuilder;
+use timely::dataflow::StreamVec;
+use timely::dataflow::channels::pact::Exchange;
+use timely::dataflow::operators::generic::Operator;
+use timely::scheduling::Activator;
+
+/// Sizes of the window operator.
+#[derive(Clone, Copy, Debug)]
+pub struct WindowConfig {
+    /// Length of a window (`inference.window`); a multiple of the hop.
+    pub width_ms: i64,
+    /// Distance of windows (`inference.interval`).
+    pub hop_ms: i64,
+    /// `input.max_lateness`: ties arrival to the watermark.
+    pub max_lateness_ms: i64,
+    /// Events of one window that enter the graph (`inference.max_events_per_window`).
+    pub max_events: usize,
+    /// Open backfill windows of one key (`input.max_open_backfill_windows`), oldest closed first.
+    pub max_open_backfill: usize,
+}
+
+impl WindowConfig {
+    /// Panes of one window.
+    fn panes(&self) -> i64 {
+        self.width_ms / self.hop_ms
+    }
+    /// Events of one pane that enter the graph: an equal share of the window's budget.
+    fn pane_budget(&self) -> usize {
+        (self.max_events / self.panes() as usize).max(1)
+    }
+}
+
+/// What a pane becomes when it is complete. The product's is `PaneGraph`; tests use simpler ones.
+pub trait Pane: 'static {
+    /// Built once from the pane's observations in canonical order.
+    fn seal(platform: Platform, observations: &[Observation]) -> Self;
+}
+
+/// A sealed pane with its counts.
+#[derive(Debug)]
+pub struct SealedPane<P> {
+    /// Content.
+    pub content: P,
+    /// Events that fell into it.
+    pub events: u64,
+    /// Of these, events left out of the content because the key was over its budget.
+    pub sampled_out: u64,
+}
+
+/// A window with at least one event, complete.
+#[derive(Debug)]
+pub struct ClosedWindow<P> {
+    /// Whose.
+    pub endpoint: Endpoint,
+    /// Which platform's.
+    pub platform: Platform,
+    /// Start, inclusive.
+    pub start_ms: TimeMs,
+    /// End, exclusive.
+    pub end_ms: TimeMs,
+    /// Timely time to emit at: the end, or for backfill the closing less lateness.
+    pub emit_ms: TimeMs,
+    /// Backfill: arrival time at which it opened.
+    pub opened_ms: Option<TimeMs>,
+    /// Its panes with events, in time order.
+    pub panes: Vec<Arc<SealedPane<P>>>,
+}
+
+impl<P> ClosedWindow<P> {
+    /// Events of the window, sampled ones included.
+    pub fn events(&self) -> u64 {
+        self.panes.iter().map(|p| p.events).sum()
+    }
+    /// Events left out of the graph.
+    pub fn sampled_out(&self) -> u64 {
+        self.panes.iter().map(|p| p.sampled_out).sum()
+    }
+}
+
+/// One endpoint on one platform: the key of windows.
+type Key = (Endpoint, Platform);
+
+/// Observations of a pane that may still grow: all of them up to the budget, then the ones whose positions
+/// hash lowest. A set of the log alone: arrival order does not show.
+#[derive(Debug, Default)]
+struct OpenPane {
+    events: u64,
+    kept: Vec<Observation>,
+}
+
+impl OpenPane {
+    fn push(&mut self, observation: Observation, budget: usize) {
+        self.events += 1;
+        self.kept.push(observation);
+        // Amortized: cut only when twice over.
+        if self.kept.len() >= budget.saturating_mul(2).max(64) {
+            self.cut(budget);
+        }
+    }
+
+    fn cut(&mut self, budget: usize) {
+        if self.kept.len() > budget {
+            self.kept.select_nth_unstable_by_key(budget, |o| (position_hash(&o.position), o.position));
+            self.kept.truncate(budget);
+        }
+    }
+
+    fn seal<P: Pane>(mut self, platform: Platform, budget: usize) -> SealedPane<P> {
+        self.cut(budget);
+        self.kept.sort_unstable_by_key(Observation::order);
+        SealedPane {
+            content: P::seal(platform, &self.kept),
+            events: self.events,
+            sampled_out: self.events - self.kept.len() as u64,
+        }
+    }
+}
+
+/// Spreads positions evenly (splitmix64's finalizer), so that sampling takes no pattern of the log.
+fn position_hash(p: &Position) -> u64 {
+    let mut x = (p.offset as u64) ^ ((p.partition as u64) << 48) ^ ((p.topic as u64) << 60);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+#[derive(Debug)]
+enum PaneState<P> {
+    Open(OpenPane),
+    Sealed(Arc<SealedPane<P>>),
+}
+
+/// Live panes of one key, by pane number (`(time - phase) / hop`, rounded down).
+#[derive(Debug)]
+struct LiveKey<P> {
+    panes: BTreeMap<i64, PaneState<P>>,
+    /// End of the next window to close; in the schedule under this time.
+    next_end: TimeMs,
+}
+
+/// What a key's backfill remembers beyond the replay: part of the shard's checkpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backlog {
+    /// Latest event time of the backlog so far.
+    max_time_ms: TimeMs,
+    /// Latest arrival of the backlog so far.
+    last_arrival_ms: TimeMs,
+    /// Open windows: end to opening (arrival time).
+    open: BTreeMap<TimeMs, TimeMs>,
+}
+
+impl Backlog {
+    /// Arrival from which a replay must start so that the open windows get their events again.
+    pub fn oldest_opening_ms(&self) -> Option<TimeMs> {
+        self.open.values().min().copied()
+    }
+}
+
+/// A key's backlog in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BacklogEntry {
+    /// Whose.
+    pub endpoint: Endpoint,
+    /// Which platform's.
+    pub platform: Platform,
+    /// What it remembers.
+    pub backlog: Backlog,
+}
+
+#[derive(Debug, Default)]
+struct BackfillKey {
+    backlog: Backlog,
+    /// Events by pane number, in order of arrival and position.
+    panes: BTreeMap<i64, Vec<Observation>>,
+    /// Time under which the key stands in the timers; `None` when nothing is open.
+    timer: Option<TimeMs>,
+}
+
+/// The operator's core.
+pub struct Windows<P> {
+    config: WindowConfig,
+    live: FxHashMap<Key, LiveKey<P>>,
+    /// Next closing of each live key.
+    schedule: BTreeSet<(TimeMs, Endpoint, Platform)>,
+    /// Backfill records not yet stepped, in the order in which they will be.
+    queue: BTreeMap<(TimeMs, Position), Observation>,
+    backfill: FxHashMap<Key, BackfillKey>,
+    /// Next quiet or deadline closing of each backfill key, by arrival time.
+    timers: BTreeSet<(TimeMs, Endpoint, Platform)>,
+    /// Closed windows not yet handed out, in order.
+    ready: VecDeque<ClosedWindow<P>>,
+    /// Keys whose backlog changed since the last snapshot.
+    touched: BTreeSet<(Endpoint, Platform)>,
+}
+
+impl<P: Pane> Windows<P> {
+    /// No windows yet. Panics if the hop does not divide the width: the configuration checks it first.
+    pub fn new(config: WindowConfig) -> Self {
+        assert!(config.hop_ms > 0 && config.width_ms % config.hop_ms == 0, "hop divides width");
+        Self {
+            config,
+            live: FxHashMap::default(),
+            schedule: BTreeSet::new(),
+            queue: BTreeMap::new(),
+            backfill: FxHashMap::default(),
+            timers: BTreeSet::new(),
+            ready: VecDeque::new(),
+            touched: BTreeSet::new(),
+        }
+    }
+
+    /// Takes a record in.
+    ///
+    /// `committed` is the shard's committed frontier at start: windows below it are written, so what only
+    /// they need is dropped and backfill below it was stepped already.
+    pub fn on_event(&mut self, o: Observation, committed: TimeMs) {
+        match o.lane {
+            Lane::Live => self.insert_live(o, committed),
+            Lane::Backfill if o.arrival_ms - self.config.max_lateness_ms < committed => self.rejoin_backfill(o),
+            Lane::Backfill => {
+                self.queue.insert((o.arrival_ms, o.position), o);
+            }
+        }
+    }
+
+    fn pane_of(&self, endpoint: &Endpoint, time_ms: TimeMs) -> i64 {
+        (time_ms - endpoint.phase_ms(self.config.hop_ms)).div_euclid(self.config.hop_ms)
+    }
+
+    fn pane_end(&self, endpoint: &Endpoint, pane: i64) -> TimeMs {
+        (pane + 1) * self.config.hop_ms + endpoint.phase_ms(self.config.hop_ms)
+    }
+
+    fn insert_live(&mut self, o: Observation, committed: TimeMs) {
+        let pane = self.pane_of(&o.endpoint, o.time_ms);
+        let end = self.pane_end(&o.endpoint, pane);
+        // First window of the pane that is not written yet; windows end on the grid, `end + k * hop`.
+        let missing = (committed - end).max(0);
+        let first = end + (missing + self.config.hop_ms - 1) / self.config.hop_ms * self.config.hop_ms;
+        if first > end + self.config.width_ms - self.config.hop_ms {
+            return;
+        }
+        let key = (o.endpoint.clone(), o.platform);
+        let budget = self.config.pane_budget();
+        let live = self.live.entry(key.clone()).or_insert_with(|| {
+            self.schedule.insert((first, key.0.clone(), key.1));
+            LiveKey { panes: BTreeMap::new(), next_end: first }
+        });
+        if first < live.next_end {
+            self.schedule.remove(&(live.next_end, key.0.clone(), key.1));
+            live.next_end = first;
+            self.schedule.insert((first, key.0, key.1));
+        }
+        match live.panes.entry(pane).or_insert_with(|| PaneState::Open(OpenPane::default())) {
+            PaneState::Open(open) => open.push(o, budget),
+            PaneState::Sealed(_) => unreachable!("live events are never behind the frontier that sealed their pane"),
+        }
+    }
+
+    /// Closes every window that no later event can reach, at most `fuel` of them; `None`: input complete.
+    ///
+    /// Returns fewer than `fuel` when nothing is left to close at this frontier.
+    pub fn on_frontier(&mut self, frontier: Option<TimeMs>, fuel: usize) -> Vec<ClosedWindow<P>> {
+        let mut closed = Vec::new();
+        while closed.len() < fuel {
+            if let Some(window) = self.ready.pop_front() {
+                closed.push(window);
+                continue;
+            }
+            let stepped = self.step_backfill(frontier);
+            let due = self.schedule.first().filter(|(end, ..)| frontier.is_none_or(|f| f >= *end)).cloned();
+            if let Some((end, endpoint, platform)) = due {
+                let window = self.close_live(end, endpoint, platform);
+                closed.push(window);
+            } else if !stepped && self.ready.is_empty() {
+                break;
+            }
+        }
+        closed
+    }
+
+    /// Earliest time a later `on_frontier` may emit at.
+    pub fn hold(&self) -> Option<TimeMs> {
+        let late = self.config.max_lateness_ms;
+        [
+            self.schedule.first().map(|(end, ..)| *end),
+            self.queue.first_key_value().map(|((arrival, _), _)| arrival - late),
+            self.timers.first().map(|(at, ..)| at - late),
+            self.ready.iter().map(|w| w.emit_ms).min(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Whether `on_frontier(frontier, ..)` has more to give: the shell re-activates itself.
+    pub fn is_due(&self, frontier: Option<TimeMs>) -> bool {
+        !self.ready.is_empty()
+            || self.schedule.first().is_some_and(|(end, ..)| frontier.is_none_or(|f| f >= *end))
+            || self.next_arrival().is_some_and(|at| self.arrival_complete(frontier, at))
+    }
+
+    /// Keys with live windows open.
+    pub fn active_keys(&self) -> usize {
+        self.live.len()
+    }
+
+    fn close_live(&mut self, end: TimeMs, endpoint: Endpoint, platform: Platform) -> ClosedWindow<P> {
+        let hop = self.config.hop_ms;
+        let pane = self.pane_of(&endpoint, end) - 1;
+        let budget = self.config.pane_budget();
+        let panes_per_window = self.config.panes();
+        let entry = (end, endpoint.clone(), platform);
+        self.schedule.remove(&entry);
+        let key = (endpoint, platform);
+        let live = self.live.get_mut(&key).expect("a scheduled key is live");
+        // After a recovery several panes may wait: the first window to close seals all that it covers.
+        for state in live.panes.range_mut(..=pane).map(|(_, s)| s) {
+            if let PaneState::Open(open) = state {
+                *state = PaneState::Sealed(Arc::new(std::mem::take(open).seal(platform, budget)));
+            }
+        }
+        let panes = live
+            .panes
+            .range(pane - panes_per_window + 1..=pane)
+            .map(|(_, state)| match state {
+                PaneState::Sealed(sealed) => Arc::clone(sealed),
+                PaneState::Open(_) => unreachable!("sealed just above"),
+            })
+            .collect();
+        // What the next window no longer covers is free.
+        live.panes = live.panes.split_off(&(pane - panes_per_window + 2));
+        match live.panes.first_key_value() {
+            None => {
+                self.live.remove(&key);
+            }
+            Some((&first, _)) => {
+                // The next tick, or the first one that has activity again.
+                live.next_end = if first <= pane + 1 { end + hop } else { (first + 1) * hop + key.0.phase_ms(hop) };
+                self.schedule.insert((live.next_end, key.0.clone(), platform));
+            }
+        }
+        ClosedWindow {
+            endpoint: key.0,
+            platform,
+            start_ms: end - self.config.width_ms,
+            end_ms: end,
+            emit_ms: end,
+            opened_ms: None,
+            panes,
+        }
+    }
+
+    // ---- backfill ----
+
+    /// Arrival of the next thing to happen in the backfill: a record to step or a timer.
+    fn next_arrival(&self) -> Option<TimeMs> {
+        let record = self.queue.first_key_value().map(|((at, _), _)| at + 1);
+        let timer = self.timers.first().map(|(at, ..)| *at);
+        record.into_iter().chain(timer).min()
+    }
+
+    /// Whether all records that arrived before `at` are here.
+    fn arrival_complete(&self, frontier: Option<TimeMs>, at: TimeMs) -> bool {
+        frontier.is_none_or(|f| at <= f + self.config.max_lateness_ms)
+    }
+
+    /// Steps one record or fires one timer, if the frontier allows. Timers go before records of their time.
+    fn step_backfill(&mut self, frontier: Option<TimeMs>) -> bool {
+        let record_at = self.queue.first_key_value().map(|((at, _), _)| *at);
+        let timer_at = self.timers.first().map(|(at, ..)| *at);
+        match (record_at, timer_at) {
+            (r, Some(t)) if r.is_none_or(|r| t <= r) && self.arrival_complete(frontier, t) => {
+                let (at, endpoint, platform) = self.timers.first().cloned().expect("peeked");
+                self.fire((endpoint, platform), at);
+                true
+            }
+            (Some(r), _) if self.arrival_complete(frontier, r + 1) => {
+                let (_, o) = self.queue.pop_first().expect("peeked");
+                self.step_record(o);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn step_record(&mut self, o: Observation) {
+        let at = o.arrival_ms;
+        let config = self.config;
+        let key = (o.endpoint.clone(), o.platform);
+        let pane = self.pane_of(&o.endpoint, o.time_ms);
+        let first_end = self.pane_end(&o.endpoint, pane);
+        let entry = self.backfill.entry(key.clone()).or_default();
+        entry.backlog.max_time_ms = entry.backlog.max_time_ms.max(o.time_ms);
+        entry.backlog.last_arrival_ms = at;
+        for k in 0..config.panes() {
+            entry.backlog.open.entry(first_end + k * config.hop_ms).or_insert(at);
+        }
+        entry.panes.entry(pane).or_default().push(o);
+        while self.backfill[&key].backlog.open.len() > config.max_open_backfill {
+            let oldest = *self.backfill[&key].backlog.open.keys().next().expect("more than the bound, so not empty");
+            self.close_backfill(&key, oldest, at);
+        }
+        self.rearm(&key, at);
+    }
+
+    /// A timer of the key: closes what is due at arrival time `at`.
+    fn fire(&mut self, key: Key, at: TimeMs) {
+        let backlog = &self.backfill[&key].backlog;
+        let due: Vec<TimeMs> = backlog
+            .open
+            .iter()
+            .filter(|(end, opened)| self.due(backlog, **end, **opened) <= at)
+            .map(|(e, _)| *e)
+            .collect();
+        for end in due {
+            self.close_backfill(&key, end, at);
+        }
+        self.rearm(&key, at);
+    }
+
+    /// Arrival time at which an open backfill window closes, as things stand: one hop after its opening once
+    /// the backlog has moved past it (so that a shuffled backlog cannot open and close it with every
+    /// record), one width after its opening at the latest, or when the backlog has been quiet for one hop.
+    fn due(&self, backlog: &Backlog, end: TimeMs, opened: TimeMs) -> TimeMs {
+        let WindowConfig { width_ms, hop_ms, max_lateness_ms, .. } = self.config;
+        let passed = backlog.max_time_ms - max_lateness_ms >= end;
+        (opened + if passed { hop_ms } else { width_ms }).min(backlog.last_arrival_ms + hop_ms)
+    }
+
+    /// Sets the key's timer to its next closing, not before `now`; forgets a key without open windows.
+    fn rearm(&mut self, key: &Key, now: TimeMs) {
+        let Some(entry) = self.backfill.get(key) else { return };
+        let next = entry.backlog.open.iter().map(|(end, opened)| self.due(&entry.backlog, *end, *opened)).min();
+        let next = next.map(|at| at.max(now));
+        let entry = self.backfill.get_mut(key).expect("present above");
+        if entry.timer != next {
+            if let Some(old) = entry.timer {
+                self.timers.remove(&(old, key.0.clone(), key.1));
+            }
+            if let Some(new) = next {
+                self.timers.insert((new, key.0.clone(), key.1));
+            }
+            entry.timer = next;
+        }
+        if next.is_none() {
+            self.backfill.remove(key);
+        }
+        self.touched.insert(key.clone());
+    }
+
+    fn close_backfill(&mut self, key: &Key, end: TimeMs, at: TimeMs) {
+        let (hop, width) = (self.config.hop_ms, self.config.width_ms);
+        let panes_per_window = self.config.panes();
+        let budget = self.config.pane_budget();
+        let last = self.pane_of(&key.0, end) - 1;
+        let entry = self.backfill.get_mut(key).expect("an open backfill window has a key");
+        let opened = entry.backlog.open.remove(&end).expect("closed once");
+        let panes = entry
+            .panes
+            .range(last - panes_per_window + 1..=last)
+            .filter_map(|(_, events)| {
+                let mut pane = OpenPane::default();
+                for o in events.iter().filter(|o| o.arrival_ms >= opened) {
+                    pane.push(o.clone(), budget);
+                }
+                (pane.events > 0).then(|| Arc::new(pane.seal(key.1, budget)))
+            })
+            .collect();
+        // Panes that no open window covers are free.
+        let open = &entry.backlog.open;
+        let phase = key.0.phase_ms(hop);
+        entry.panes.retain(|pane, _| {
+            let first = (pane + 1) * hop + phase;
+            open.range(first..first + width).next().is_some()
+        });
+        self.ready.push_back(ClosedWindow {
+            endpoint: key.0.clone(),
+            platform: key.1,
+            start_ms: end - width,
+            end_ms: end,
+            emit_ms: at - self.config.max_lateness_ms,
+            opened_ms: Some(opened),
+            panes,
+        });
+    }
+
+    /// A record that the checkpoint's backlog has stepped already: only open windows take it again.
+    fn rejoin_backfill(&mut self, o: Observation) {
+        let pane = self.pane_of(&o.endpoint, o.time_ms);
+        let first = self.pane_end(&o.endpoint, pane);
+        if let Some(entry) = self.backfill.get_mut(&(o.endpoint.clone(), o.platform)) {
+            let wanted = entry
+                .backlog
+                .open
+                .range(first..first + self.config.width_ms)
+                .any(|(_, opened)| o.arrival_ms >= *opened);
+            if wanted {
+                let events = entry.panes.entry(pane).or_default();
+                let at = events.partition_point(|e| (e.arrival_ms, e.position) < (o.arrival_ms, o.position));
+                events.insert(at, o);
+            }
+        }
+    }
+
+    /// Backlogs that changed since the last call, empty ones included: the shard's checkpoint takes them.
+    pub fn backlog_snapshot(&mut self) -> Vec<BacklogEntry> {
+        std::mem::take(&mut self.touched)
+            .into_iter()
+            .map(|(endpoint, platform)| {
+                let backlog =
+                    self.backfill.get(&(endpoint.clone(), platform)).map(|e| e.backlog.clone()).unwrap_or_default();
+                BacklogEntry { endpoint, platform, backlog }
+            })
+            .collect()
+    }
+
+    /// Takes a checkpoint's backlog over, before any event.
+    pub fn restore_backlog(&mut self, entry: BacklogEntry) {
+        let key = (entry.endpoint, entry.platform);
+        self.backfill.insert(key.clone(), BackfillKey { backlog: entry.backlog, ..BackfillKey::default() });
+        self.rearm(&key, TimeMs::MIN);
+        self.touched.remove(&key);
+    }
+}
+
+// ---- shell ----
+
+/// What the shell shares with the stage behind it and with the checkpoint.
+#[derive(Clone)]
+pub struct WindowLinks {
+    /// Windows handed on and not yet answered: the shell closes no more than `limit`.
+    pub credit: Rc<Credit>,
+    /// Backlogs as of a frontier, for the checkpoint; `None` where nothing is checkpointed.
+    pub backlogs: Option<Rc<RefCell<VecDeque<(Option<TimeMs>, Vec<BacklogEntry>)>>>>,
+    /// Committed frontier of each shard at start, and backlogs to take over.
+    pub restored: Rc<RestoredWindows>,
+    /// Counters.
+    pub metrics: WindowMetrics,
+}
+
+/// What a run takes over from checkpoints.
+#[derive(Default)]
+pub struct RestoredWindows {
+    /// Committed frontier by shard; empty: nothing committed.
+    pub committed: Vec<TimeMs>,
+    /// Backlogs of every shard.
+    pub backlogs: Vec<BacklogEntry>,
+}
+
+impl RestoredWindows {
+    /// Committed frontier of an endpoint's shard.
+    pub fn committed(&self, endpoint: &Endpoint) -> TimeMs {
+        match self.committed.len() {
+            0 => TimeMs::MIN / 2,
+            shards => self.committed[endpoint.shard(shards as u32) as usize],
+        }
+    }
+}
+
+/// Bounds the windows between two stages of one worker.
+pub struct Credit {
+    limit: usize,
+    used: Cell<usize>,
+    waker: RefCell<Option<Activator>>,
+}
+
+impl Credit {
+    /// At most `limit` windows on their way.
+    pub fn new(limit: usize) -> Rc<Self> {
+        Rc::new(Self { limit, used: Cell::new(0), waker: RefCell::new(None) })
+    }
+    /// Windows on their way.
+    pub fn used(&self) -> usize {
+        self.used.get()
+    }
+    /// `n` windows are answered: the closing stage may go on.
+    pub fn give_back(&self, n: usize) {
+        self.used.set(self.used.get() - n);
+        if n > 0
+            && let Some(waker) = &*self.waker.borrow()
+        {
+            waker.activate();
+        }
+    }
+}
+
+/// Counters of the window operator.
+#[derive(Clone)]
+pub struct WindowMetrics {
+    /// Windows closed.
+    pub closed: IntCounter,
+    /// Events in.
+    pub events: IntCounter,
+    /// Events that went to the backfill.
+    pub backfill: IntCounter,
+    /// Events left out of graphs.
+    pub sampled: IntCounter,
+    /// Keys with live windows open, this worker.
+    pub active: IntGauge,
+}
+
+/// The timely operator: closes windows as the frontier passes, as far as credit goes.
+pub fn window<'scope, P: Pane>(
+    events: StreamVec<'scope, u64, Observation>,
+    config: WindowConfig,
+    shards: u32,
+    links: WindowLinks,
+) -> StreamVec<'scope, u64, ClosedWindow<P>> {
+    let scope = events.scope();
+    let by_shard = Exchange::new(move |o: &Observation| u64::from(o.endpoint.shard(shards)));
+    events.unary_frontier::<CapacityContainerBuilder<Vec<_>>, _, _, _>(by_shard, "window", move |initial, info| {
+        let activator = scope.activator_for(info.address.clone());
+        *links.credit.waker.borrow_mut() = Some(scope.activator_for(info.address));
+        let (index, peers) = (scope.index() as u64, scope.peers() as u64);
+        let mut core = Windows::<P>::new(config);
+        for entry in &links.restored.backlogs {
+            if u64::from(entry.endpoint.shard(shards)) % peers == index {
+                core.restore_backlog(entry.clone());
+            }
+        }
+        // Held at the earliest time that may still be emitted at, never past the frontier.
+        let mut held = Some(initial);
+        let mut reported_active = 0;
+        let mut reported_frontier = None;
+        move |(input, frontier), output| {
+            let metrics = &links.metrics;
+            input.for_each(|_, batch| {
+                for o in batch.drain(..) {
+                    metrics.events.inc();
+                    metrics.backfill.inc_by(u64::from(o.lane == Lane::Backfill));
+                    let committed = links.restored.committed(&o.endpoint);
+                    core.on_event(o, committed);
+                }
+            });
+            let frontier = frontier.frontier().as_option().map(|f| *f as TimeMs);
+            let fuel = links.credit.limit - links.credit.used.get().min(links.credit.limit);
+            let closed = core.on_frontier(frontier, fuel);
+            let exhausted = closed.len() == fuel && core.is_due(frontier);
+            links.credit.used.set(links.credit.used.get() + closed.len());
+            metrics.closed.inc_by(closed.len() as u64);
+            for window in closed {
+                metrics.sampled.inc_by(window.panes.last().map_or(0, |p| p.sampled_out));
+                let cap = held.as_ref().expect("held while something is open");
+                output.session(&cap.delayed(&(window.emit_ms.max(0) as u64))).give(window);
+            }
+            let active = core.active_keys() as i64;
+            metrics.active.add(active - reported_active);
+            reported_active = active;
+            if exhausted {
+                if links.credit.used.get() < links.credit.limit {
+                    activator.activate();
+                }
+            } else if let Some(backlogs) = &links.backlogs
+                && reported_frontier != Some(frontier)
+            {
+                reported_frontier = Some(frontier);
+                backlogs.borrow_mut().push_back((frontier, core.backlog_snapshot()));
+            }
+            match core.hold().into_iter().chain(frontier).min() {
+                Some(until) => held.iter_mut().for_each(|cap| cap.downgrade(&(until.max(0) as u64))),
+                None => held = None,
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use logster_schema::{Activity, Fields, Kind, RawTopic};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A pane that remembers which records it was made of.
+    #[derive(Debug, PartialEq)]
+    struct Seen(Vec<i64>);
+    impl Pane for Seen {
+        fn seal(_: Platform, observations: &[Observation]) -> Self {
+            Self(observations.iter().map(|o| o.position.offset).collect())
+        }
+    }
+
+    const CONFIG: WindowConfig =
+        WindowConfig { width_ms: 60, hop_ms: 20, max_lateness_ms: 10, max_events: 3_000, max_open_backfill: 5 };
+
+    fn observation(host: u8, time: i64, arrival: i64, offset: i64) -> Observation {
+        let lane = if time < arrival - CONFIG.max_lateness_ms { Lane::Backfill } else { Lane::Live };
+        Observation {
+            endpoint: Endpoint::new("t", &format!("h{host}")),
+            platform: Platform::Linux,
+            time_ms: time,
+            arrival_ms: arrival,
+            lane,
+            position: Position { topic: RawTopic::Auditd, partition: 0, offset },
+            activity: Activity { kind: Kind::Opaque, fields: Fields::default() },
+        }
+    }
+
+    type Out = (TimeMs, String, TimeMs, Option<TimeMs>, Vec<i64>);
+
+    fn out(w: ClosedWindow<Seen>) -> Out {
+        let mut seen: Vec<i64> = w.panes.iter().flat_map(|p| p.content.0.clone()).collect();
+        seen.sort_unstable();
+        (w.emit_ms, w.endpoint.key().to_owned(), w.end_ms, w.opened_ms, seen)
+    }
+
+    /// Live windows by definition: every tick of the grid with activity, and what it covers.
+    fn oracle(log: &[Observation]) -> Vec<Out> {
+        let mut ends = BTreeSet::new();
+        for o in log.iter().filter(|o| o.lane == Lane::Live) {
+            for end in o.time_ms + 1..=o.time_ms + CONFIG.width_ms {
+                if (end - o.endpoint.phase_ms(CONFIG.hop_ms)).rem_euclid(CONFIG.hop_ms) == 0 {
+                    ends.insert((end, o.endpoint.clone()));
+                }
+            }
+        }
+        ends.into_iter()
+            .map(|(end, endpoint)| {
+                let inside = |o: &&Observation| {
+                    o.lane == Lane::Live && o.endpoint == endpoint && (end - CONFIG.width_ms..end).contains(&o.time_ms)
+                };
+                let mut seen: Vec<i64> = log.iter().filter(inside).map(|o| o.position.offset).collect();
+                seen.sort_unstable();
+                (end, endpoint.key().to_owned(), end, None, seen)
+            })
+            .collect()
+    }
+
+    /// Plays a log with the watermark advanced at `cuts` (indices), delivering in the order of `shuffle`.
+    fn play(log: &[Observation], cuts: &[usize], fuel: usize, reverse: bool) -> Vec<Out> {
+        let mut core = Windows::<Seen>::new(CONFIG);
+        let mut got = Vec::new();
+        let mut from = 0;
+        let mut cuts: Vec<usize> = cuts.iter().map(|c| c % (log.len() + 1)).collect();
+        cuts.sort_unstable();
+        let drain = |core: &mut Windows<Seen>, frontier, got: &mut Vec<Out>| loop {
+            let held = core.hold();
+            let closed = core.on_frontier(frontier, fuel);
+            assert!(closed.iter().all(|w| held.is_some_and(|h| h <= w.emit_ms)), "emits only at held times");
+            let done = closed.len() < fuel;
+            got.extend(closed.into_iter().map(out));
+            if done {
+                assert!(!core.is_due(frontier));
+                break;
+            }
+        };
+        for cut in cuts {
+            let mut batch: Vec<_> = log[from.min(cut)..cut].to_vec();
+            from = from.max(cut);
+            if reverse {
+                batch.reverse();
+            }
+            for o in batch {
+                core.on_event(o, TimeMs::MIN / 2);
+            }
+            if let Some(last) = log[..cut].last() {
+                drain(&mut core, Some(last.arrival_ms - CONFIG.max_lateness_ms), &mut got);
+            }
+        }
+        for o in &log[from..] {
+            core.on_event(o.clone(), TimeMs::MIN / 2);
+        }
+        drain(&mut core, None, &mut got);
+        assert_eq!(core.hold(), None, "nothing lingers");
+        assert_eq!((core.active_keys(), core.backfill.len()), (0, 0));
+        got.sort();
+        got
+    }
+
+    fn log() -> impl Strategy<Value = Vec<Observation>> {
+        prop::collection::vec((0..3u8, 0..30i64, prop_oneof![4 => -10..=10i64, 1 => -200..-10i64]), 0..60).prop_map(
+            |steps| {
+                let mut arrival = 1_000;
+                steps
+                    .into_iter()
+                    .enumerate()
+                    .map(|(i, (host, gap, offset))| {
+                        arrival += gap;
+                        observation(host, arrival + offset, arrival, i as i64)
+                    })
+                    .collect()
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn any_schedule_gives_the_oracle(log in log(), cuts in prop::collection::vec(0..100usize, 0..8), fuel in 1..5usize, reverse: bool) {
+            let got = play(&log, &cuts, fuel, reverse);
+            let live: Vec<Out> = got.iter().filter(|o| o.3.is_none()).cloned().collect();
+            prop_assert_eq!(live, oracle(&log));
+            prop_assert_eq!(&got, &play(&log, &[], usize::MAX, false), "backfill depends on the log alone");
+            // Every backfill record is in exactly width/hop windows, and in no live one.
+            for o in log.iter().filter(|o| o.lane == Lane::Backfill) {
+                let of = got.iter().filter(|w| w.4.contains(&o.position.offset)).collect::<Vec<_>>();
+                prop_assert_eq!(of.len() as i64, CONFIG.panes());
+                prop_assert!(of.iter().all(|w| w.3.is_some_and(|opened| opened <= o.arrival_ms)));
+            }
+        }
+
+        /// Stop at any frontier, replay what the checkpoint asks for: the rest comes out the same.
+        #[test]
+        fn recovery_gives_the_rest(log in log(), cut in 0..60usize) {
+            let whole = play(&log, &[], usize::MAX, false);
+            let cut = cut.min(log.len());
+            let mut core = Windows::<Seen>::new(CONFIG);
+            for o in &log[..cut] {
+                core.on_event(o.clone(), TimeMs::MIN / 2);
+            }
+            let f = log[..cut].last().map_or(0, |o| o.arrival_ms - CONFIG.max_lateness_ms);
+            // Exactly what is below the frontier is written.
+            let mut written: Vec<Out> = core.on_frontier(Some(f), usize::MAX).into_iter().map(out).collect();
+            let again: Vec<Out> = written.iter().filter(|w| w.0 >= f).cloned().collect();
+            let snapshot = core.backlog_snapshot();
+            let oldest = snapshot.iter().filter_map(|e| e.backlog.oldest_opening_ms()).min();
+            let from = oldest.unwrap_or(TimeMs::MAX).min(f - CONFIG.width_ms - 10);
+            let mut core = Windows::<Seen>::new(CONFIG);
+            for entry in snapshot {
+                if entry.backlog != Backlog::default() {
+                    core.restore_backlog(entry);
+                }
+            }
+            for o in log.iter().filter(|o| o.arrival_ms >= from) {
+                core.on_event(o.clone(), f);
+            }
+            written.extend(core.on_frontier(None, usize::MAX).into_iter().map(out).filter(|w| !again.contains(w)));
+            written.sort();
+            prop_assert_eq!(written, whole);
+        }
+    }
+
+    #[test]
+    fn over_budget_keeps_a_set_of_the_log() {
+        let config = WindowConfig { max_events: 30, ..CONFIG };
+        let sample = |reverse: bool| {
+            let mut log: Vec<_> = (0..500).map(|i| observation(0, 1_000 + i % 3, 1_003, i)).collect();
+            if reverse {
+                log.reverse();
+            }
+            let mut core = Windows::<Seen>::new(config);
+            log.into_iter().for_each(|o| core.on_event(o, TimeMs::MIN / 2));
+            let mut closed = core.on_frontier(None, usize::MAX);
+            assert_eq!((closed[1].events(), closed[1].sampled_out()), (500, 490));
+            out(closed.remove(1))
+        };
+        assert_eq!(sample(false).4.len(), 10);
+        assert_eq!(sample(false), sample(true));
+    }
+}
