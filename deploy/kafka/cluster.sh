@@ -282,6 +282,7 @@ cmd_start() {
             rm -rf "$dir"/broker-* "$dir/cluster.env"
             continue
         fi
+        stop_watcher
         die "$failed"
     done
     trap - EXIT

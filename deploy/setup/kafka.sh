@@ -18,8 +18,9 @@ verify() {
 
 fetch() {
     note "fetching Kafka's jars"
-    retry mvn --batch-mode --quiet -Dstyle.color=never --file "$here/kafka/pom.xml" \
-        dependency:copy-dependencies -DoutputDirectory="$1" >&2 || die "maven could not fetch Kafka's jars"
+    # Maven resets colours even where it was told to print none.
+    retry mvn --batch-mode --quiet --file "$here/kafka/pom.xml" dependency:copy-dependencies -DoutputDirectory="$1" |
+        sed $'s/\e\\[[0-9;]*m//g' >&2 || die "maven could not fetch Kafka's jars"
 }
 
 # A class-data archive takes a broker's start from 2.2 s to about 1 s of a core, and spares as much again on three.
