@@ -19,7 +19,7 @@ verify() {
 fetch() {
     note "fetching Kafka's jars"
     # Maven resets colours even where it was told to print none.
-    retry mvn --batch-mode --quiet --file "$here/kafka/pom.xml" dependency:copy-dependencies -DoutputDirectory="$1" |
+    retry mvn --batch-mode --quiet --file "$here/kafka/pom.xml" dependency:copy-dependencies -DoutputDirectory="$1" 2>&1 |
         sed $'s/\e\\[[0-9;]*m//g' >&2 || die "maven could not fetch Kafka's jars"
 }
 
