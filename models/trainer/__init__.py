@@ -1,0 +1,1 @@
+"""Training, export and evaluation of Logster's two models. README.md says how the parts fit."""
