@@ -1,6 +1,38 @@
 //! Turns one raw record into a normalized event and an observation, or into a dead letter.
+//!
+//! ```text
+//! bytes ─▶ encoding ─▶ json: one scan, members by name ─▶ host, tenant, time ─▶ by topic ┬ sysmon ┬▶ JSON record
+//!                                                                                        ├ auditd ┤
+//!            any step may refuse ─▶ dead letter with reason and original bytes           └ ebpf ──┴▶ observation
+//! ```
+//!
+//! - Input: [`RawRecord`]s of the five raw topics, untrusted.
+//! - Output: exactly one [`Outcome`] each. Published text is copied from the message, still escaped.
+//! - State: scratch buffers and a cache of endpoints; neither decides a result.
+//! - Ordering: none; each record stands alone.
+//! - Failure: every input yields an outcome. Refused are: empty, too large, neither UTF-8 nor UTF-16, not JSON,
+//!   nested 128 deep, no object, no `winlog` object or `message` string. Everything else is an event, if need be one
+//!   of host `unknown` at its arrival time.
+//!
+//! A message that repeats a key means its last occurrence. Text that is shared with the graph is bounded
+//! ([`logster_schema::observation::MAX_FIELD_BYTES`]); published text is not.
 
-use logster_schema::{DeadLetter, Endpoint, Observation, RawTopic, TimeLimits, TimeMs};
+pub mod auditd;
+pub mod ebpf;
+pub mod encoding;
+pub mod json;
+pub mod sysmon;
+
+use std::borrow::Cow;
+
+use logster_schema::observation::FieldsBuilder;
+use logster_schema::{
+    Activity, DeadLetter, DeadLetterReason, Endpoint, Field, Fields, Kind, Observation, Platform, Position, RawTopic,
+    TimeLimits, TimeMs, time,
+};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use json::{Scanner, Type, Value, push_int, push_raw, push_string};
 
 /// One record of a raw topic, untrusted.
 #[derive(Clone, Copy, Debug)]
@@ -53,20 +85,518 @@ pub struct NormalizeConfig {
     pub max_message_bytes: usize,
 }
 
+/// Endpoints remembered at a time: enough that an interval's hosts mostly stay, small enough for a core's cache.
+const ENDPOINT_SLOTS: usize = 8192;
+/// Longest host name and tenant in bytes (DNS allows 253): a forged one must not become a key of a megabyte.
+const MAX_NAME_BYTES: usize = 255;
+/// 9999-01-01: the year that stands for "never" in many systems is no event time.
+const YEAR_9999_MS: TimeMs = 253_370_764_800_000;
+const DEFAULT_TENANT: &str = "default";
+const UNKNOWN_HOST: &str = "unknown";
+
 /// The operator's core. Keeps scratch buffers and an interner of endpoints; no state that decides a result.
 pub struct Normalizer {
-    #[allow(dead_code)]
     config: NormalizeConfig,
+    endpoints: EndpointCache,
+    event_data: sysmon::EventData,
+    fields: FieldsBuilder,
+    scratch: [String; 2],
 }
 
 impl Normalizer {
     /// A normalizer with these limits.
     pub fn new(config: NormalizeConfig) -> Self {
-        Self { config }
+        Self {
+            config,
+            endpoints: EndpointCache { slots: (0..ENDPOINT_SLOTS).map(|_| None).collect() },
+            event_data: sysmon::EventData::default(),
+            fields: Fields::builder(),
+            scratch: Default::default(),
+        }
     }
 
     /// Normalizes one record.
-    pub fn normalize(&mut self, _record: &RawRecord<'_>) -> Outcome {
-        unimplemented!("lands with the parsers")
+    pub fn normalize(&mut self, record: &RawRecord<'_>) -> Outcome {
+        match self.accept(record) {
+            Ok(event) => Outcome::Event(Box::new(event)),
+            Err(Refusal(reason, detail)) => {
+                let letter = DeadLetter {
+                    reason,
+                    detail,
+                    topic: record.topic.name().to_owned(),
+                    partition: record.partition,
+                    offset: record.offset,
+                    arrival: record.arrival_ms,
+                    key: record.key.and_then(|key| str::from_utf8(key).ok()).map(str::to_owned),
+                    payload: None,
+                    payload_base64: None,
+                };
+                Outcome::DeadLetter(Box::new(letter.with_payload(record.payload)))
+            }
+        }
+    }
+
+    fn accept(&mut self, record: &RawRecord<'_>) -> Result<Normalized, Refusal> {
+        // Offsets within the text are 32 bits wide.
+        let limit = self.config.max_message_bytes.min(u32::MAX as usize / 2);
+        if record.payload.len() > limit {
+            let detail = format!("{} bytes, the limit is {limit}", record.payload.len());
+            return Err(Refusal(DeadLetterReason::TooLarge, detail));
+        }
+        let text = decode(record.payload)?;
+        let text = &*text;
+        let envelope = Envelope::read(text, Some(&mut self.event_data))?;
+        let windows = record.topic == RawTopic::Sysmon;
+        if windows && envelope.winlog.kind != Type::Object {
+            return Err(Refusal(DeadLetterReason::MissingContent, "no `winlog` object".to_owned()));
+        }
+        if !windows && envelope.message.kind != Type::String {
+            return Err(Refusal(DeadLetterReason::MissingContent, "no `message` string".to_owned()));
+        }
+
+        // A source may hand over any number; the sums of `window_time` must stay in range.
+        let arrival_ms = record.arrival_ms.clamp(time::MIN_TIME_MS, time::MAX_TIME_MS);
+        let recorded = event_time(text, envelope.recorded);
+        let (published, own) = if windows {
+            let utc = event_time(text, self.event_data.utc_time);
+            (utc.or(recorded), self.config.time.record_time(utc, recorded))
+        } else {
+            let stated = event_time(text, envelope.timestamp).or(recorded);
+            (stated, stated)
+        };
+        let timestamp_ms = published.unwrap_or(arrival_ms);
+        let window = self.config.time.window_time(own, arrival_ms);
+        let interned = self.endpoints.get(&envelope.tenant(text), &envelope.host(text, record.topic.platform()));
+        let position = Position { topic: record.topic, partition: record.partition, offset: record.offset };
+
+        let id = if windows { envelope.event_id(text) } else { None };
+        let mut out = Vec::with_capacity(text.len() + 256);
+        write_head(&mut out, position, &interned.json, event_type(record.topic, id), timestamp_ms);
+        let kind = if windows {
+            self.event_data.write(&mut out, text, id, envelope.event_id, envelope.lone_surrogate);
+            let kind = sysmon::kind(id);
+            if kind != Kind::Opaque {
+                self.event_data.push_fields(&mut self.fields, text, &mut self.scratch);
+            }
+            kind
+        } else {
+            let message = envelope.message;
+            let unescaped = message.text(text).unwrap_or_default();
+            let kind = match record.topic {
+                RawTopic::EbpfProcess => exec(&mut out, &mut self.fields, &unescaped),
+                RawTopic::EbpfFile => file(&mut out, &mut self.fields, &unescaped),
+                RawTopic::EbpfNetwork => network(&mut out, &mut self.fields, &unescaped),
+                RawTopic::Auditd | RawTopic::Sysmon => None,
+            };
+            kind.unwrap_or_else(|| {
+                out.extend_from_slice(b"{\"message\":\"");
+                push_raw(&mut out, message.raw(text), envelope.lone_surrogate);
+                out.extend_from_slice(b"\"}");
+                match record.topic {
+                    RawTopic::Auditd => audit(&mut self.fields, &unescaped),
+                    _ => Kind::Opaque,
+                }
+            })
+        };
+        out.push(b'}');
+        Ok(Normalized {
+            endpoint: interned.endpoint.clone(),
+            timestamp_ms,
+            json: out,
+            clamped: window.clamped,
+            observation: Observation {
+                endpoint: interned.endpoint.clone(),
+                platform: record.topic.platform(),
+                time_ms: window.time_ms,
+                arrival_ms,
+                lane: window.lane,
+                position,
+                activity: Activity { kind, fields: self.fields.finish() },
+            },
+        })
     }
 }
+
+/// `tenant:endpoint` of a raw message: what a producer keys it by, and a file source partitions it by.
+///
+/// Resolved as [`Normalizer::normalize`] resolves it; `default:unknown` for what that refuses as no JSON object.
+pub fn routing_key(topic: RawTopic, payload: &[u8]) -> String {
+    let key = |payload| {
+        let text = decode(payload)?;
+        let envelope = Envelope::read(&text, None)?;
+        let (tenant, host) = (envelope.tenant(&text), envelope.host(&text, topic.platform()));
+        Ok::<_, Refusal>(new_endpoint(&tenant, &host).key().to_owned())
+    };
+    let fits = payload.len() <= u32::MAX as usize / 2;
+    key(if fits { payload } else { b"" }).unwrap_or_else(|_| format!("{DEFAULT_TENANT}:{UNKNOWN_HOST}"))
+}
+
+/// Why a record is refused: the reason, and in words what was found.
+struct Refusal(DeadLetterReason, String);
+
+impl From<json::Error> for Refusal {
+    fn from(error: json::Error) -> Self {
+        match error {
+            json::Error::TooDeep(at) => {
+                Self(DeadLetterReason::TooDeep, format!("nested {} levels deep at byte {at}", json::MAX_DEPTH))
+            }
+            json::Error::Invalid(what, at) => Self(DeadLetterReason::InvalidJson, format!("{what}, at byte {at}")),
+        }
+    }
+}
+
+fn decode(payload: &[u8]) -> Result<Cow<'_, str>, Refusal> {
+    let text = encoding::decode(payload).map_err(|detail| Refusal(DeadLetterReason::InvalidEncoding, detail))?;
+    if text.bytes().all(|b| b.is_ascii_whitespace()) {
+        return Err(Refusal(DeadLetterReason::Empty, "no text".to_owned()));
+    }
+    Ok(text)
+}
+
+/// The members of a message that the spec names, for both platforms.
+#[derive(Clone, Copy, Default)]
+struct Envelope {
+    /// `@timestamp`
+    recorded: Value,
+    timestamp: Value,
+    message: Value,
+    tenant: Value,
+    /// `host`, where it is a string.
+    host: Value,
+    /// `host.name`
+    host_name: Value,
+    hostname: Value,
+    /// `agent.hostname`
+    agent_hostname: Value,
+    computer_name: Value,
+    winlog: Value,
+    /// `winlog.computer_name`
+    winlog_computer_name: Value,
+    /// `winlog.event_id`
+    event_id: Value,
+    /// `event.code`
+    event_code: Value,
+    /// Some escape in the message is half of a surrogate pair.
+    lone_surrogate: bool,
+}
+
+impl Envelope {
+    /// Scans a whole message. `event_data` is taken apart only where it is asked for.
+    fn read(text: &str, mut event_data: Option<&mut sysmon::EventData>) -> Result<Self, Refusal> {
+        let mut e = Self::default();
+        if let Some(data) = &mut event_data {
+            data.clear();
+        }
+        let mut scanner = Scanner::new(text);
+        if scanner.peek() != Some(b'{') {
+            scanner.value()?;
+            scanner.finish()?;
+            return Err(Refusal(DeadLetterReason::NotAnObject, "the message is JSON, but no object".to_owned()));
+        }
+        // A member that occurs twice: all that its first occurrence said is forgotten.
+        scanner.object(|s, key| {
+            match &*name(text, key) {
+                "@timestamp" => e.recorded = s.value()?,
+                "timestamp" => e.timestamp = s.value()?,
+                "message" => e.message = s.value()?,
+                "_tenant_id" => e.tenant = s.value()?,
+                "hostname" => e.hostname = s.value()?,
+                "computer_name" => e.computer_name = s.value()?,
+                "host" => {
+                    e.host_name = Value::default();
+                    e.host = members(s, |s, key| {
+                        match key {
+                            "name" => e.host_name = s.value()?,
+                            _ => drop(s.value()?),
+                        }
+                        Ok(())
+                    })?;
+                }
+                "agent" => {
+                    e.agent_hostname = Value::default();
+                    members(s, |s, key| {
+                        match key {
+                            "hostname" => e.agent_hostname = s.value()?,
+                            _ => drop(s.value()?),
+                        }
+                        Ok(())
+                    })?;
+                }
+                "event" => {
+                    e.event_code = Value::default();
+                    members(s, |s, key| {
+                        match key {
+                            "code" => e.event_code = s.value()?,
+                            _ => drop(s.value()?),
+                        }
+                        Ok(())
+                    })?;
+                }
+                "winlog" => {
+                    (e.event_id, e.winlog_computer_name) = Default::default();
+                    if let Some(data) = &mut event_data {
+                        data.clear();
+                    }
+                    e.winlog = members(s, |s, key| {
+                        match (key, &mut event_data) {
+                            ("event_data", Some(data)) => data.read(s)?,
+                            ("event_id", _) => e.event_id = s.value()?,
+                            ("computer_name", _) => e.winlog_computer_name = s.value()?,
+                            _ => drop(s.value()?),
+                        }
+                        Ok(())
+                    })?;
+                }
+                _ => drop(s.value()?),
+            }
+            Ok(())
+        })?;
+        scanner.finish()?;
+        e.lone_surrogate = scanner.lone_surrogate;
+        Ok(e)
+    }
+
+    fn tenant<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        label(text, self.tenant).unwrap_or(Cow::Borrowed(DEFAULT_TENANT))
+    }
+
+    /// The host as written, in any case.
+    fn host<'a>(&self, text: &'a str, platform: Platform) -> Cow<'a, str> {
+        let windows = [self.agent_hostname, self.host_name, self.host, self.computer_name, self.winlog_computer_name];
+        let linux = [self.host_name, self.host, self.hostname];
+        let candidates = match platform {
+            Platform::Windows => &windows[..],
+            Platform::Linux => &linux[..],
+        };
+        candidates.iter().find_map(|&value| label(text, value)).unwrap_or(Cow::Borrowed(UNKNOWN_HOST))
+    }
+
+    fn event_id(&self, text: &str) -> Option<i64> {
+        sysmon::integer(text, self.event_id).or_else(|| sysmon::integer(text, self.event_code))
+    }
+}
+
+fn name(text: &str, key: Value) -> Cow<'_, str> {
+    key.text(text).unwrap_or_default()
+}
+
+/// Reads the members of an object, or skips what is none.
+#[inline]
+fn members<'a>(
+    scanner: &mut Scanner<'a>,
+    mut member: impl FnMut(&mut Scanner<'a>, &str) -> Result<(), json::Error>,
+) -> Result<Value, json::Error> {
+    if scanner.peek() != Some(b'{') {
+        return scanner.value();
+    }
+    scanner.object(|s, key| {
+        let text = s.text();
+        member(s, &name(text, key))
+    })
+}
+
+/// A host or tenant: trimmed, cut, and absent when empty.
+fn label(text: &str, value: Value) -> Option<Cow<'_, str>> {
+    let cut = |s: &str| s.trim().floor_char_boundary(MAX_NAME_BYTES);
+    let label = match value.text(text)? {
+        Cow::Borrowed(s) => Cow::Borrowed(&s.trim()[..cut(s)]),
+        Cow::Owned(s) => Cow::Owned(s.trim()[..cut(&s)].to_owned()),
+    };
+    (!label.is_empty()).then_some(label)
+}
+
+fn new_endpoint(tenant: &str, host: &str) -> Endpoint {
+    Endpoint::new(tenant, &host.to_lowercase())
+}
+
+/// A time as a shipper may write it: ISO 8601, or seconds or milliseconds since 1970 as a number or in a string.
+fn event_time(text: &str, value: Value) -> Option<TimeMs> {
+    let written = value.text(text)?;
+    let ms = match value.kind {
+        Type::String => time::parse(&written).or_else(|| time::from_epoch(written.trim().parse().ok()?)),
+        _ => time::from_epoch(written.parse().ok()?),
+    };
+    ms.filter(|&ms| ms < YEAR_9999_MS)
+}
+
+fn event_type(topic: RawTopic, id: Option<i64>) -> &'static str {
+    match topic {
+        RawTopic::Sysmon => sysmon::event_type(id),
+        RawTopic::Auditd => "syscall",
+        RawTopic::EbpfProcess => "process",
+        RawTopic::EbpfFile => "file",
+        RawTopic::EbpfNetwork => "network",
+    }
+}
+
+/// Everything before the value of `data`.
+fn write_head(out: &mut Vec<u8>, position: Position, endpoint: &[u8], event_type: &str, timestamp_ms: TimeMs) {
+    let topic = position.topic.name();
+    out.extend_from_slice(b"{\"event_id\":\"");
+    out.extend_from_slice(topic.as_bytes());
+    out.push(b':');
+    push_int(out, position.partition.into());
+    out.push(b':');
+    push_int(out, position.offset);
+    out.extend_from_slice(b"\",");
+    out.extend_from_slice(endpoint);
+    out.extend_from_slice(b",\"platform\":\"");
+    out.extend_from_slice(position.topic.platform().name().as_bytes());
+    out.extend_from_slice(b"\",\"event_type\":\"");
+    out.extend_from_slice(event_type.as_bytes());
+    out.extend_from_slice(b"\",\"timestamp\":\"");
+    out.extend_from_slice(time::format(timestamp_ms).as_bytes());
+    out.extend_from_slice(b"\",\"source\":\"");
+    out.extend_from_slice(topic.as_bytes());
+    out.extend_from_slice(b"\",\"data\":");
+}
+
+/// Writes one flat object of strings and numbers.
+struct Data<'a> {
+    out: &'a mut Vec<u8>,
+    first: bool,
+}
+
+impl<'a> Data<'a> {
+    fn new(out: &'a mut Vec<u8>) -> Self {
+        out.push(b'{');
+        Self { out, first: true }
+    }
+
+    fn name(&mut self, name: &str) {
+        self.out.extend_from_slice(if self.first { b"\"" } else { b",\"" });
+        self.out.extend_from_slice(name.as_bytes());
+        self.out.extend_from_slice(b"\":");
+        self.first = false;
+    }
+
+    fn string(&mut self, name: &str, value: &str) {
+        self.name(name);
+        push_string(self.out, value);
+    }
+
+    /// A pid of digits; one that no integer type of a reader holds is left out.
+    fn pid(&mut self, digits: &str) {
+        if let Ok(pid) = digits.parse() {
+            self.name("process_id");
+            push_int(self.out, pid);
+        }
+    }
+
+    fn finish(self) {
+        self.out.push(b'}');
+    }
+}
+
+/// Where the spec supposes a program of which only the process name is known.
+fn usr_bin(comm: &str) -> String {
+    format!("/usr/bin/{comm}")
+}
+
+fn exec(out: &mut Vec<u8>, fields: &mut FieldsBuilder, message: &str) -> Option<Kind> {
+    let exec = ebpf::exec(message)?;
+    let ebpf::Exec { pid, ppid, uid, comm, args } = exec;
+    let root = uid.bytes().all(|b| b == b'0');
+    let mut data = Data::new(out);
+    data.pid(pid);
+    data.string("image", &exec.path().map_or_else(|| usr_bin(comm), str::to_owned));
+    data.string("command_line", args.unwrap_or(comm));
+    data.string("user", &format!("uid:{uid}"));
+    data.string("parent_image", &format!("/usr/bin/ppid:{ppid}"));
+    data.string("integrity_level", if root { "root" } else { "user" });
+    data.finish();
+    fields.push(Field::ProcessId, pid).push(Field::Ppid, ppid).push(Field::Uid, uid).push(Field::Comm, comm);
+    fields.push(Field::Args, args.unwrap_or_default());
+    Some(Kind::EbpfExec)
+}
+
+fn file(out: &mut Vec<u8>, fields: &mut FieldsBuilder, message: &str) -> Option<Kind> {
+    let ebpf::File { pid, comm, flags, path } = ebpf::file(message)?;
+    let mut data = Data::new(out);
+    data.pid(pid);
+    data.string("creator_image", &usr_bin(comm));
+    if !flags.is_empty() {
+        data.string("flags", flags);
+    }
+    if !path.is_empty() {
+        data.string("target_filename", path);
+    }
+    data.finish();
+    fields.push(Field::ProcessId, pid).push(Field::Comm, comm).push(Field::Flags, flags);
+    fields.push(Field::Path, path.trim());
+    Some(Kind::EbpfFile)
+}
+
+fn network(out: &mut Vec<u8>, fields: &mut FieldsBuilder, message: &str) -> Option<Kind> {
+    if let Some(ebpf::Connect { kind, pid, comm, dest }) = ebpf::connect(message) {
+        let mut data = Data::new(out);
+        data.string("connection_type", kind);
+        data.pid(pid);
+        data.string("image", &usr_bin(comm));
+        if let Some((ip, port)) = dest {
+            data.string("dest_ip", ip);
+            data.string("dest_port", port);
+        }
+        data.finish();
+        fields.push(Field::ProcessId, pid).push(Field::Comm, comm).push(Field::ConnectionType, kind);
+        if let Some((ip, port)) = dest {
+            // Sysmon writes IPv6 addresses without brackets: one spelling for the graph.
+            let bare = ip.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')).unwrap_or(ip);
+            fields.push(Field::DestinationIp, bare).push(Field::DestinationPort, port);
+        }
+        return Some(Kind::EbpfConnect);
+    }
+    let ebpf::Socket { pid, comm, family } = ebpf::socket(message)?;
+    let mut data = Data::new(out);
+    data.pid(pid);
+    data.string("image", &usr_bin(comm));
+    data.string("socket_type", family);
+    data.finish();
+    fields.push(Field::ProcessId, pid).push(Field::Comm, comm).push(Field::SocketType, family);
+    Some(Kind::EbpfSocket)
+}
+
+fn audit(fields: &mut FieldsBuilder, message: &str) -> Kind {
+    let Some(auditd::Record { kind, serial, body }) = auditd::parse(message) else { return Kind::Opaque };
+    fields.push(Field::AuditType, kind).push(Field::AuditSerial, serial);
+    if memchr::memchr(0x1D, body.as_bytes()).is_some() {
+        fields.push(Field::AuditText, &body.replace('\x1d', " "));
+    } else {
+        fields.push(Field::AuditText, body);
+    }
+    Kind::Audit
+}
+
+/// Endpoints met lately, by what the message says: one entry a slot, the latest wins.
+struct EndpointCache {
+    slots: Vec<Option<Box<Interned>>>,
+}
+
+struct Interned {
+    tenant: Box<str>,
+    host: Box<str>,
+    endpoint: Endpoint,
+    /// `"tenant_id":...,"endpoint_id":...`
+    json: Vec<u8>,
+}
+
+impl EndpointCache {
+    fn get(&mut self, tenant: &str, host: &str) -> &Interned {
+        let hash = xxh3_64_with_seed(host.as_bytes(), xxh3_64(tenant.as_bytes()));
+        let slot = &mut self.slots[hash as usize % ENDPOINT_SLOTS];
+        if slot.as_ref().is_some_and(|known| *known.tenant != *tenant || *known.host != *host) {
+            *slot = None;
+        }
+        slot.get_or_insert_with(|| {
+            let endpoint = new_endpoint(tenant, host);
+            let mut json = b"\"tenant_id\":".to_vec();
+            push_string(&mut json, endpoint.tenant());
+            json.extend_from_slice(b",\"endpoint_id\":");
+            push_string(&mut json, endpoint.host());
+            Box::new(Interned { tenant: tenant.into(), host: host.into(), endpoint, json })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
