@@ -143,8 +143,7 @@ def emit(detector: Detector, metadata: dict[str, str]) -> onnx.ModelProto:
     head = detector.linear
     table = g.const(torch.stack([head.weight, head.square], 1))
     flags = g.scatter_add(g.op("Gather", table, "tree_id"), "tree_node", nodes, 2)
-    length = g.op("Max", g.columns(flags, 1, 2), g.floats(float(head.floor)))
-    length = g.op("Pow", length, g.floats(float(head.power)))
+    length = g.op("Max", g.op("Sqrt", g.columns(flags, 1, 2)), g.floats(float(head.floor)))
     linear = g.op("Add", g.op("Div", g.columns(flags, 0, 1), length), g.floats(float(head.bias)))
     linear = g.op("Squeeze", linear, g.ints(1))
 
