@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod cmd;
 pub mod config;
+pub mod failure;
 pub mod http;
 pub mod logging;
 pub mod metrics;

@@ -1,0 +1,130 @@
+//! `logster run`: the dataflow itself.
+
+use std::path::PathBuf;
+
+use crate::cli::Overrides;
+use crate::config::Config;
+use crate::config::value::InputSource;
+use crate::failure::Failure;
+
+/// Arguments of `logster run`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Worker threads of this process.
+    #[arg(short = 'w', long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub workers: u32,
+    /// Processes of the cluster.
+    #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub processes: u32,
+    /// Which of the processes this one is, from 0.
+    #[arg(short = 'p', long, default_value_t = 0)]
+    pub index: u32,
+    /// One `host:port` a line, a line for each process.
+    #[arg(long, value_name = "FILE")]
+    pub hostfile: Option<PathBuf>,
+    /// Take what is there now as the end of input, close every window, and exit.
+    #[arg(long)]
+    pub until_end: bool,
+    /// Read from these brokers: sets input.source and kafka.brokers.
+    #[arg(long, value_name = "HOST:PORT,...")]
+    pub kafka: Option<String>,
+    /// Read a file, a directory or `-`: sets input.source and input.path.
+    #[arg(long, value_name = "PATH", conflicts_with = "kafka")]
+    pub input: Option<PathBuf>,
+    /// Lines are bare messages of this raw topic: sets input.topic.
+    #[arg(long)]
+    pub topic: Option<String>,
+    /// max, 1x or Nx: sets input.speed.
+    #[arg(long)]
+    pub speed: Option<String>,
+    /// Write the output topics to DIR/<topic>.ndjson: sets output.dir.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+impl Args {
+    /// The settings that options stand for.
+    pub fn overrides(&self, overrides: &mut Overrides) {
+        overrides
+            .option("--kafka", "input.source", self.kafka.as_ref().map(|_| "kafka"))
+            .option("--kafka", "kafka.brokers", self.kafka.as_ref())
+            .input(self.input.as_ref())
+            .option("--topic", "input.topic", self.topic.as_ref())
+            .option("--speed", "input.speed", self.speed.as_ref())
+            .option("--out", "output.dir", self.out.as_ref().map(|path| path.display()));
+    }
+
+    /// What the command line and the configuration must say about each other.
+    fn check(&self, config: &Config) -> Result<(), Failure> {
+        let workers = self.workers * self.processes;
+        if self.index >= self.processes {
+            let what = format!("--index {} of {} processes", self.index, self.processes);
+            return Err(Failure::usage(what).at("--index").remedy("processes are counted from 0"));
+        }
+        if self.processes > 1 && self.hostfile.is_none() {
+            let what = format!("{} processes, but no --hostfile", self.processes);
+            return Err(Failure::usage(what).at("--hostfile").remedy("name a file with one host:port a line"));
+        }
+        if self.processes > 1 && config.cluster_tls.ca.is_none() && !config.cluster.insecure {
+            return Err(Failure::usage("several processes would talk in the clear, to whoever connects")
+                .at("cluster.tls")
+                .remedy("set cluster.tls.ca, cert and key; or cluster.insecure = true on a single machine"));
+        }
+        if workers > config.cluster.shards {
+            let what = format!("{workers} workers for {} shards: some would have nothing to do", config.cluster.shards);
+            return Err(Failure::usage(what)
+                .at("cluster.shards")
+                .remedy("fewer workers, or, for a new deployment, more shards"));
+        }
+        if config.input.source == InputSource::File && config.input.path.is_none() {
+            return Err(Failure::usage("there is no input")
+                .at("input.path")
+                .remedy("name files with --input PATH, or brokers with --kafka HOST:PORT"));
+        }
+        Ok(())
+    }
+}
+
+/// Runs it.
+///
+/// # Errors
+/// Options that contradict each other or the configuration.
+pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
+    args.check(config)?;
+    anyhow::bail!("not implemented")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::cli::{Cli, Command};
+    use crate::config::Config;
+    use crate::failure::{exit_code, report};
+
+    #[test]
+    fn contradictions_are_usage_errors() {
+        for (args, place) in [
+            (vec!["--input", "x", "-n", "2", "-p", "2"], "--index"),
+            (vec!["--input", "x", "-n", "2"], "--hostfile"),
+            (vec!["--input", "x", "-n", "2", "--hostfile", "h"], "cluster.tls"),
+            (vec!["--input", "x", "-w", "65"], "cluster.shards"),
+            (vec![], "input.path"),
+            (vec!["--input", "x", "-w", "64"], ""),
+            (vec!["--kafka", "b:1"], ""),
+            (vec!["--input", "x", "-n", "2", "--hostfile", "h", "--set", "cluster.insecure=true"], ""),
+        ] {
+            let cli = Cli::try_parse_from(["logster", "run"].iter().chain(&args)).unwrap();
+            let config = Config::load(None, &[], &cli.overrides()).unwrap();
+            let Command::Run(run) = &cli.command else { unreachable!() };
+            match run.check(&config) {
+                Ok(()) => assert_eq!(place, "", "{args:?}"),
+                Err(failure) => {
+                    let error = failure.into();
+                    assert!(report(&error).contains(&format!("  where: {place}\n")), "{args:?}: {}", report(&error));
+                    assert_eq!(exit_code(&error), 2);
+                }
+            }
+        }
+    }
+}
