@@ -16,6 +16,7 @@ def detector(**shape) -> Detector:
     d = Detector(Gat(Shape(**shape)), LinearHead()).eval()
     d.linear.weight.uniform_(0, 1)
     d.linear.square.uniform_(0, 1)
+    d.linear.power.fill_(0.25)
     d.mix.copy_(torch.tensor([0.4, 0.3, 0.3]))
     d.scale.fill_(1.7)
     d.shift.fill_(-0.2)

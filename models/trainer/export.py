@@ -143,7 +143,8 @@ def emit(detector: Detector, metadata: dict[str, str]) -> onnx.ModelProto:
     head = detector.linear
     table = g.const(torch.stack([head.weight, head.square], 1))
     flags = g.scatter_add(g.op("Gather", table, "tree_id"), "tree_node", nodes, 2)
-    length = g.op("Max", g.op("Sqrt", g.columns(flags, 1, 2)), g.floats(float(head.floor)))
+    length = g.op("Max", g.columns(flags, 1, 2), g.floats(float(head.floor)))
+    length = g.op("Pow", length, g.floats(float(head.power)))
     linear = g.op("Add", g.op("Div", g.columns(flags, 0, 1), length), g.floats(float(head.bias)))
     linear = g.op("Squeeze", linear, g.ints(1))
 

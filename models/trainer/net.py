@@ -43,17 +43,17 @@ class Shape:
 
 def segment_max(value: torch.Tensor, index: torch.Tensor, rows: int) -> torch.Tensor:
     """Maximum per segment; `FLOOR` where it is empty."""
-    return torch.full((rows,), FLOOR).scatter_reduce(0, index, value, "amax", include_self=True)
+    return value.new_full((rows,), FLOOR).scatter_reduce(0, index, value, "amax", include_self=True)
 
 
 def bag(table: torch.Tensor, ids: torch.Tensor, owner: torch.Tensor, rows: int) -> torch.Tensor:
     """Sum of table rows per owner."""
-    return torch.zeros(rows, table.shape[1]).index_add(0, owner, table[ids])
+    return table.new_zeros(rows, table.shape[1]).index_add(0, owner, table[ids])
 
 
 def read_out_mask(node_type: torch.Tensor) -> torch.Tensor:
     """1 where a node takes part in the maximum."""
-    return torch.tensor(READ_OUT)[node_type]
+    return torch.tensor(READ_OUT, device=node_type.device)[node_type]
 
 
 class Layer(nn.Module):
@@ -83,7 +83,7 @@ class Layer(nn.Module):
         logit = from_src[src] + to_dst[dst] + self.relation[relation] + edge_term
         weight = torch.exp(8 * torch.tanh(logit / 8))
         message = (value[src].view(-1, h, d // h) * weight[:, :, None]).reshape(-1, d)
-        sums = torch.zeros(x.shape[0], d + h).index_add(0, dst, torch.cat([message, weight], 1))
+        sums = x.new_zeros(x.shape[0], d + h).index_add(0, dst, torch.cat([message, weight], 1))
         total = sums[:, d:] + 1
         mixed = (sums[:, :d].view(-1, h, d // h) / total[:, :, None]).reshape(-1, d)
         return x + F.silu(mixed * self.gate_out[node_type]), (weight / total[dst]).mean(1)
@@ -128,21 +128,21 @@ class Gat(nn.Module):
         x = self.dropout(x)
         node = self.node_out(F.silu(self.node_hidden(x))).squeeze(1)
         gate = torch.exp(8 * torch.tanh(self.pool_gate(x) / 8))
-        sums = torch.zeros(graphs, 2 * x.shape[1] + 2)
-        sums = sums.index_add(0, b.node_graph, torch.cat([x, torch.ones(n, 1), gate * x, gate], 1))
+        sums = x.new_zeros(graphs, 2 * x.shape[1] + 2)
+        sums = sums.index_add(0, b.node_graph, torch.cat([x, x.new_ones(n, 1), gate * x, gate], 1))
         d = x.shape[1]
         mean = sums[:, :d] / sums[:, d : d + 1].clamp(min=1)
         pooled = sums[:, d + 1 : 2 * d + 1] / sums[:, 2 * d + 1 :].clamp(min=1e-6)
         graph = self.graph_out(F.silu(self.graph_hidden(torch.cat([mean, pooled, b.graph_feat], 1)))).squeeze(1)
         edges = b.edge_src.shape[0]
-        both = torch.stack(attention).mean(0) if attention else torch.zeros(2 * edges)
+        both = torch.stack(attention).mean(0)
         return node, graph, torch.stack([both[:edges], both[edges:]], 1)
 
 
 class LinearHead(nn.Module):
-    """Scores a process by the flags of its tree: `sum w / max(sqrt(sum q), floor) + bias`.
+    """Scores a process by the flags of its tree: `sum w / max(sum q, floor)^power + bias`.
 
-    `q` is the squared background weight of a flag; all zeros with floor 1 means no normalization.
+    `q` is the squared background weight of a flag; power 0 means no normalization.
     """
 
     def __init__(self):
@@ -150,12 +150,13 @@ class LinearHead(nn.Module):
         self.register_buffer("weight", torch.zeros(VOCABULARY))
         self.register_buffer("square", torch.zeros(VOCABULARY))
         self.register_buffer("floor", torch.ones(()))
+        self.register_buffer("power", torch.zeros(()))
         self.register_buffer("bias", torch.tensor(-4.0))
 
     def forward(self, b: Batch) -> torch.Tensor:
         table = torch.stack([self.weight, self.square], 1)
         sums = bag(table, b.tree_id, b.tree_node, b.node_type.shape[0])
-        return sums[:, 0] / torch.maximum(sums[:, 1].sqrt(), self.floor) + self.bias
+        return sums[:, 0] / torch.maximum(sums[:, 1], self.floor) ** self.power + self.bias
 
 
 class Detector(nn.Module):

@@ -1,0 +1,128 @@
+"""Labels, scores and the whole training run on a small corpus with a planted signal."""
+
+import json
+import tempfile
+import tomllib
+import unittest
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from tests import synthetic
+from trainer import fit, linear, report, train
+from trainer.data import AMBIGUOUS, BENIGN, MALICIOUS, load_labels, read
+from trainer.evaluate import Scored, calibration_error, roc_auc
+from trainer.net import Shape
+from trainer.package import session
+
+TINY = fit.Recipe(shape=Shape(hidden=16, heads=2, layers=2, embedding=4), epochs=4, share=1.0, batch_edges=300)
+
+
+class TrainTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name)
+        self.addCleanup(self.folder.cleanup)
+
+    def corpus(self, **options):
+        arrow, labels = synthetic.write(self.path, **options)
+        return read(arrow, load_labels(labels))
+
+    def test_labels_of_windows_and_nodes(self):
+        windows = self.corpus()
+        first = [w for w in windows if w.recording == "r0"]
+        self.assertEqual([w.label for w in first[:5]], [BENIGN] * 5)
+        # Attack from 330 s to 450 s: windows that end after 330 s and start by 450 s.
+        self.assertEqual([i for i, w in enumerate(first) if w.label == MALICIOUS], list(range(6, 16)))
+        self.assertEqual({w.label for w in first[16:]}, {AMBIGUOUS})
+        self.assertEqual(list(first[7].node_label[:2]), [1, 0])
+        self.assertTrue((first[0].node_label == 0).all())
+        self.assertTrue(all(w.label == BENIGN for w in windows if w.recording == "r1"))
+
+    def test_linux_nodes_are_suspect_while_the_attack_runs(self):
+        w = next(w for w in self.corpus(linux=True) if w.label == MALICIOUS)
+        self.assertTrue((w.node_label[:-1] == 1).all())
+        self.assertEqual(w.node_label[-1], -1)
+
+    def test_false_alerts_merge_and_thresholds_keep_their_budget(self):
+        windows = self.corpus()
+        s = Scored(windows)
+        score = np.zeros(len(windows))
+        r1 = [i for i, w in enumerate(windows) if w.recording == "r1"]
+        score[r1[0]] = score[r1[5]] = 3.0  # 150 s apart: one alert
+        self.assertEqual(s.false_alerts(score, 2.0), 1)
+        score[r1[19]] = 3.0  # 420 s later: another
+        self.assertEqual(s.false_alerts(score, 2.0), 2)
+        for budget, want in ((0, 3.0), (1, 3.0), (2, 0.0)):
+            t = s.threshold(score, budget)
+            self.assertLessEqual(s.false_alerts(score, t), budget)
+            self.assertGreater(t, want - 1e-9)
+        score[[i for i in range(len(windows)) if windows[i].label == MALICIOUS]] = 4.0
+        self.assertEqual(s.curve(score, (0,)), [3])
+
+    def test_areas_and_calibration(self):
+        self.assertAlmostEqual(roc_auc(np.array([2.0, 3.0]), np.array([1.0, 2.0])), 0.875)
+        p = np.array([0.1, 0.1, 0.9, 0.9])
+        self.assertAlmostEqual(calibration_error(p, np.array([0, 0, 1, 1.0]), np.ones(4)), 0.1)
+
+    def test_linear_heads_find_the_flag(self):
+        for linux, chosen in ((False, linear.fit_windows), (True, linear.fit_linux)):
+            windows = self.corpus(linux=linux)
+            data = linear.Instances(windows)
+            f = chosen(data, np.ones(len(data.window), bool))
+            self.assertGreater(f.weight[synthetic.BAD_FLAG], max(0.5, f.weight[synthetic.PLAIN_FLAG]))
+            score = data.maximum(f.score(data.x), len(windows))
+            label = np.array([w.label for w in windows])
+            self.assertEqual(roc_auc(score[label == 1], score[label == 0]), 1.0)
+
+    def test_training_repeats_bit_for_bit(self):
+        windows = self.corpus(recordings=2)
+        a, b = (fit.score(fit.train(windows, TINY, 3), windows) for _ in range(2))
+        np.testing.assert_array_equal(a[0], b[0])
+        self.assertFalse(np.array_equal(a[0], fit.score(fit.train(windows, TINY, 4), windows)[0]))
+
+    def run_main(self, platform: str, *more: str):
+        arguments = ["train", "--platform", platform, "--windows", str(self.path / "windows.arrow")]
+        arguments += ["--labels", str(self.path / "labels.json"), "--work", str(self.path / "work")]
+        arguments += ["--package", str(self.path / "package"), "--version", "t", "--seeds", "2", *more]
+        with mock.patch("sys.argv", arguments), mock.patch.dict(train.RECIPES, {platform: TINY}), mock.patch.object(train, "say"):
+            self.assertEqual(train.main(), 0)
+        return json.loads((self.path / "work" / "report.json").read_text())
+
+    def report(self, platform: str):
+        out = self.path / "reports"
+        (self.path / platform).symlink_to(self.path / "work")
+        with mock.patch("sys.argv", ["report", "--work", str(self.path), "--out", str(out)]):
+            self.assertEqual(report.main(), 0)
+        text = (out / "README.md").read_text()
+        self.assertIn("| linear head | 3/3/3/3 | 1.000 |", text)
+        self.assertEqual(len(list(out.glob(f"{platform}-*.png"))), 4)
+
+    def test_a_whole_run_and_its_package(self):
+        for platform, more in (("windows", []), ("linux", ["--linear-only"])):
+            with self.subTest(platform):
+                windows = self.corpus(linux=platform == "linux")
+                figures = self.run_main(platform, *more)
+                self.assertEqual(figures["rows"]["linear head"]["detected"][0], 3)
+                manifest = tomllib.loads((self.path / "package" / "manifest.toml").read_text())
+                self.assertEqual(manifest["platform"], platform)
+                s = session((self.path / "package" / "model.onnx").read_bytes())
+                peak = {MALICIOUS: [], BENIGN: []}
+                for w in windows:
+                    if w.label in peak:
+                        z = s.run(["logits"], w.graph.numpy())[0][0]
+                        peak[w.label].append(z[1] - z[0])
+                self.assertGreater(np.median(peak[MALICIOUS]), max(peak[BENIGN]))
+                # Again: everything comes from the work folder, and the package is the same.
+                before = (self.path / "package" / "manifest.toml").read_bytes()
+                with mock.patch.object(fit, "score", side_effect=AssertionError("computed again")):
+                    self.run_main(platform, *more)
+                self.assertEqual((self.path / "package" / "manifest.toml").read_bytes(), before)
+                self.report(platform)
+                for kept in (self.path / "work").iterdir():
+                    kept.unlink()
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,198 @@
+"""Trains the GAT on labelled windows. Deterministic for a seed, a thread count and a machine.
+
+- Loss: cross-entropy of the worst process against the window's label (smoothed), of the pooled read-out
+  likewise at a lower weight, and of each labelled process.
+- Against overfitting to labs: flags and edges are dropped at random, features jittered, and attack graphs are
+  spliced into benign windows of other recordings.
+- Overlapping windows say nearly the same: each epoch takes a random share of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+
+from .contract import VOCABULARY, Batch, union
+from .data import AMBIGUOUS, BENIGN, MALICIOUS, RECORDER, Window
+from .net import FLOOR, Gat, Shape, read_out_mask, segment_max
+
+#: A GPU where there is one. Its sums are not reproducible bit for bit; a CPU with one thread is.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run beside data and seed."""
+
+    shape: Shape = Shape()
+    epochs: int = 16
+    share: float = 0.4
+    batch_edges: int = 12_000
+    rate: float = 3e-3
+    decay: float = 1e-2
+    drop_ids: float = 0.15
+    drop_edges: float = 0.1
+    jitter: float = 0.05
+    splice: float = 0.4
+    node_loss: float = 0.5
+    pooled_loss: float = 0.3
+    smoothing: float = 0.03
+    #: Weights are averaged over the steps of the last part of training: steadier than the last step's.
+    averaged: float = 0.3
+
+
+def window_weights(windows: list[Window]) -> np.ndarray:
+    """Recordings count by the root of their windows, classes alike; the mean is 1."""
+    counts = Counter((w.recording, w.label) for w in windows)
+    weight = np.array([counts[w.recording, w.label] ** -0.5 for w in windows])
+    label = np.array([w.label for w in windows])
+    for value in (BENIGN, MALICIOUS):
+        if (label == value).any():
+            weight[label == value] /= weight[label == value].sum()
+    return weight / weight.mean()
+
+
+def thinned(b: Batch, recipe: Recipe, r: torch.Generator) -> Batch:
+    """A copy with ids and edges dropped and features jittered."""
+
+    def keep(n: int, drop: float) -> torch.Tensor:
+        return torch.rand(n, generator=r) >= drop
+
+    tok, tree, edge = keep(len(b.tok_id), recipe.drop_ids), keep(len(b.tree_id), recipe.drop_ids), keep(len(b.edge_src), recipe.drop_edges)
+
+    def noisy(x: torch.Tensor) -> torch.Tensor:
+        return x * (1 + recipe.jitter * torch.randn(x.shape, generator=r))
+
+    return b._replace(
+        node_feat=noisy(b.node_feat),
+        tok_id=b.tok_id[tok],
+        tok_node=b.tok_node[tok],
+        tree_id=b.tree_id[tree],
+        tree_node=b.tree_node[tree],
+        edge_src=b.edge_src[edge],
+        edge_dst=b.edge_dst[edge],
+        edge_type=b.edge_type[edge],
+        edge_feat=noisy(b.edge_feat[edge]),
+        graph_feat=noisy(b.graph_feat),
+    )
+
+
+def spliced(attack: Window, background: Window) -> tuple[Batch, np.ndarray]:
+    """The attack's graph beside another host's benign one, as one window."""
+    both = union([attack.graph, background.graph])
+    features = torch.maximum(attack.graph.graph_feat, background.graph.graph_feat)
+    graph = both._replace(node_graph=torch.zeros_like(both.node_graph), graph_feat=features)
+    return graph, np.concatenate([attack.node_label, background.node_label])
+
+
+def on_device(b: Batch) -> Batch:
+    return Batch(*(column.to(DEVICE) for column in b))
+
+
+def batches(windows: list[Window], order, limit: int):
+    """Index lists of about `limit` edges each, in order."""
+    batch, edges = [], 0
+    for i in order:
+        batch.append(i)
+        edges += len(windows[i].graph.edge_src) + len(windows[i].graph.node_type) // 2
+        if edges >= limit:
+            yield batch
+            batch, edges = [], 0
+    if batch:
+        yield batch
+
+
+def train(windows: list[Window], recipe: Recipe, seed: int, log=None) -> Gat:
+    """Fits a GAT on the windows with a label; `log(epoch, loss, seconds)` after each epoch."""
+    windows = [w for w in windows if w.label != AMBIGUOUS and w.kind != RECORDER]
+    torch.manual_seed(seed)
+    r = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    weight = torch.from_numpy(window_weights(windows)).float()
+    benign = [i for i, w in enumerate(windows) if w.label == BENIGN and not w.snippet]
+    take = max(1, round(recipe.share * len(windows)))
+
+    def plan() -> list[list[int]]:
+        return list(batches(windows, rng.permutation(len(windows))[:take], recipe.batch_edges))
+
+    plans = [plan() for _ in range(recipe.epochs)]
+    gat = Gat(recipe.shape).to(DEVICE)
+    optimizer = torch.optim.AdamW(gat.parameters(), recipe.rate, weight_decay=recipe.decay)
+    steps_left = sum(map(len, plans))
+    average, average_from = None, round(recipe.averaged * steps_left)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, total_steps=steps_left + 1)
+    for epoch, steps in enumerate(plans):
+        gat.train()
+        total, started = 0.0, time.monotonic()
+        for step in steps:
+            graphs, labels = [], []
+            for i in step:
+                w = windows[i]
+                graph, label = w.graph, w.node_label
+                if w.label == MALICIOUS and benign and (w.snippet or rng.random() < recipe.splice):
+                    other = windows[benign[rng.integers(len(benign))]]
+                    if other.recording != w.recording:
+                        graph, label = spliced(w, other)
+                graphs.append(thinned(graph, recipe, r))
+                labels.append(label)
+            b = on_device(union(graphs))
+            node, pooled, _ = gat(b)
+            mask = read_out_mask(b.node_type)
+            worst = segment_max(node * mask + FLOOR * (1 - mask), b.node_graph, len(graphs))
+            y = torch.tensor([float(windows[i].label) for i in step], device=DEVICE)
+            target = y * (1 - 2 * recipe.smoothing) + recipe.smoothing
+            w = weight[step].to(DEVICE)
+            loss = (F.binary_cross_entropy_with_logits(worst, target, reduction="none") * w).mean()
+            loss = loss + recipe.pooled_loss * (F.binary_cross_entropy_with_logits(pooled, target, reduction="none") * w).mean()
+            known = torch.from_numpy(np.concatenate(labels)).float().to(DEVICE)
+            use = (known >= 0) & (mask > 0)
+            if use.any():
+                in_attack = y[b.node_graph] == 1
+                share = torch.where(known == 1, 1.0, torch.where(in_attack, 0.1, 0.3))[use]
+                each = F.binary_cross_entropy_with_logits(node[use], known[use], reduction="none")
+                loss = loss + recipe.node_loss * (each * share).sum() / (float((known[use] == 1).sum()) + 5)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(gat.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            steps_left -= 1
+            if steps_left < average_from:
+                average = average or AveragedModel(gat)
+                average.update_parameters(gat)
+            total += float(loss.detach()) * len(step)
+        if log:
+            log(epoch, total / take, time.monotonic() - started)
+    gat = (average.module if average else gat).cpu()
+    forget_unseen(gat, windows)
+    return gat.eval()
+
+
+def forget_unseen(gat: Gat, windows: list[Window]) -> None:
+    """Ids that training never met say nothing: their embeddings are set to zero."""
+    for table, name in ((gat.tokens, "tok_id"), (gat.trees, "tree_id")):
+        seen = torch.zeros(VOCABULARY, dtype=torch.bool)
+        for w in windows:
+            seen[getattr(w.graph, name)] = True
+        with torch.no_grad():
+            table[~seen] = 0
+
+
+def score(gat: Gat, windows: list[Window]) -> tuple[np.ndarray, np.ndarray]:
+    """Worst process and pooled logit of each window."""
+    worst, pooled = np.full(len(windows), FLOOR), np.zeros(len(windows))
+    gat.eval()
+    with torch.no_grad():
+        for step in batches(windows, range(len(windows)), 20_000):
+            b = union([windows[i].graph for i in step])
+            node, graph, _ = gat(b)
+            mask = read_out_mask(b.node_type)
+            worst[step] = segment_max(node * mask + FLOOR * (1 - mask), b.node_graph, len(step)).numpy()
+            pooled[step] = graph.numpy()
+    return worst, pooled

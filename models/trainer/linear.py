@@ -1,0 +1,178 @@
+"""The linear head: logistic regression on the flags of a process tree, the worst process counting.
+
+- Windows: weights are non-negative and unnormalized, for flags that say something suspicious happened.
+- Linux: weights are free, flags weigh by how rare they are in benign recordings, long lists are damped.
+
+Instances are processes of windows. Known malicious processes are positives; where a malicious window has
+no labelled process, its best one under the first fit is taken for it in the second (multi-instance).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.optimize import minimize
+
+from .contract import VOCABULARY
+from .data import BENIGN, MALICIOUS, NODE_UNKNOWN, RECORDER, Window
+from .net import FLOOR, READ_OUT, LinearHead
+
+#: Background processes of attack windows: probably benign, not surely.
+BACKGROUND_WEIGHT = 0.3
+
+
+class Instances:
+    """Every process and script of every window as a sparse row of flags."""
+
+    def __init__(self, windows: list[Window]):
+        rows, indices, self.window, self.label, key = 0, [], [], [], []
+        pointers = [0]
+        for w, window in enumerate(windows):
+            g = window.graph
+            types, owner, ids = g.node_type.numpy(), g.tree_node.numpy(), g.tree_id.numpy()
+            order = np.argsort(owner, kind="stable")
+            cuts = np.searchsorted(owner[order], np.arange(len(types) + 1))
+            for n in np.flatnonzero(np.array(READ_OUT)[types] > 0):
+                flags = np.unique(ids[order[cuts[n] : cuts[n + 1]]])
+                indices.append(flags)
+                pointers.append(pointers[-1] + len(flags))
+                self.window.append(w)
+                # A script block has no GUID: unknown in attack windows.
+                doubtful = window.label == MALICIOUS and (types[n] != 0 or window.snippet)
+                self.label.append(NODE_UNKNOWN if doubtful and window.node_label[n] != 1 else window.node_label[n])
+                key.append((window.recording, window.view, window.node_id[n] or -n - 1))
+        self.window, self.label = np.array(self.window, int), np.array(self.label, int)
+        data = np.concatenate(indices) if indices else np.zeros(0, int)
+        self.x = sp.csr_matrix(
+            (np.ones(len(data), np.float32), data, np.array(pointers)), shape=(len(self.window), VOCABULARY)
+        )
+        numbers: dict = {}
+        self.key = np.array([numbers.setdefault(k, len(numbers)) for k in key])
+        recordings: dict = {}
+        per_window = np.array([recordings.setdefault(w.recording, len(recordings)) for w in windows])
+        self.recording = per_window[self.window]
+        self.window_label = np.array([w.label for w in windows])[self.window]
+        self.trainable = np.array([w.label != -1 and w.kind != RECORDER for w in windows])[self.window]
+        # A malicious recording none of whose processes is labelled: its zeros are unknown too.
+        named = np.unique(self.recording[self.label == 1])
+        unnamed = (self.window_label == MALICIOUS) & (self.label == 0) & ~np.isin(self.recording, named)
+        self.label[unnamed] = NODE_UNKNOWN
+
+    def maximum(self, score: np.ndarray, windows: int) -> np.ndarray:
+        """Highest instance of each window."""
+        out = np.full(windows, FLOOR)
+        np.maximum.at(out, self.window, score)
+        return out
+
+
+@dataclass
+class Fit:
+    """Weights over the vocabulary and what normalizes them."""
+
+    weight: np.ndarray
+    square: np.ndarray
+    floor: float
+    power: float
+    bias: float
+
+    def score(self, x: sp.csr_matrix) -> np.ndarray:
+        return (x @ self.weight) / np.maximum(x @ self.square, self.floor) ** self.power + self.bias
+
+    def store(self, head: LinearHead) -> None:
+        import torch
+
+        head.weight.copy_(torch.from_numpy(self.weight.astype(np.float32)))
+        head.square.copy_(torch.from_numpy(self.square.astype(np.float32)))
+        head.floor.fill_(self.floor)
+        head.power.fill_(self.power)
+        head.bias.fill_(self.bias)
+
+
+def logistic(x: sp.csr_matrix, y: np.ndarray, w: np.ndarray, ridge: float, non_negative: bool) -> tuple[np.ndarray, float]:
+    """Weighted ridge logistic regression by L-BFGS-B; returns weights and bias."""
+    n = x.shape[1]
+    sign = 2.0 * y - 1
+    xt = x.T.tocsr()
+
+    def loss(p):
+        margin = sign * (x @ p[:n] + p[n])
+        slope = -sign * w / (1 + np.exp(np.clip(margin, -50, 50)))
+        value = (w * np.logaddexp(0, -margin)).sum() + 0.5 * ridge * (p[:n] @ p[:n])
+        return value, np.append(xt @ slope + ridge * p[:n], slope.sum())
+
+    bounds = [(0 if non_negative else -8, 8)] * n + [(-15, 5)]
+    start = np.append(np.zeros(n), -4.0)
+    return (p := minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 150}).x)[:n], p[n]
+
+
+def instance_weights(data: Instances, use: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """A process counts little more for lying in six windows; recordings count alike; classes are balanced."""
+    w = np.zeros(len(label))
+    index = np.flatnonzero(use)
+    _, inverse, counts = np.unique(data.key[index], return_inverse=True, return_counts=True)
+    w[index] = counts[inverse] ** -0.7
+    w[use & (label == 0) & (data.window_label == MALICIOUS)] *= BACKGROUND_WEIGHT
+    positive, negative = use & (label == 1), use & (label == 0)
+    for group in (positive,):
+        total = np.bincount(data.recording[group], w[group], minlength=data.recording.max() + 1)
+        w[group] /= np.maximum(total[data.recording[group]], 1e-9) ** 0.5
+    w[positive] *= 2000 / max(w[positive].sum(), 1e-9)
+    w[negative] *= 4000 / max(w[negative].sum(), 1e-9)
+    return w
+
+
+def fit_windows(data: Instances, train: np.ndarray, ridge: float = 5.0, rounds: int = 2) -> Fit:
+    """Non-negative fit on the instances `train` selects, with one multi-instance round."""
+    seen = np.flatnonzero(np.asarray(data.x[train].sum(0)).ravel())
+    x = data.x[:, seen]
+    label = data.label.copy()
+    for _ in range(rounds):
+        use = train & data.trainable & (label >= 0)
+        weight, bias = logistic(x[use], label[use], instance_weights(data, use, label)[use], ridge, True)
+        score = x @ weight + bias
+        label = data.label.copy()
+        for w in np.unique(data.window[train & (data.label == NODE_UNKNOWN) & (data.window_label == MALICIOUS)]):
+            members = np.flatnonzero(data.window == w)
+            if not (label[members] == 1).any():
+                unknown = members[label[members] == NODE_UNKNOWN]
+                label[unknown[np.argmax(score[unknown])]] = 1
+    full = np.zeros(VOCABULARY)
+    full[seen] = weight
+    return Fit(full, np.zeros(VOCABULARY), 1.0, 0.0, float(bias))
+
+
+def fit_linux(data: Instances, train: np.ndarray, ridge: float = 1.0, least: int = 2) -> Fit:
+    """Free fit; flags weigh by rarity in benign recordings and must occur in `least` recordings."""
+    use = train & data.trainable & (data.label >= 0)
+    x, y, recording = data.x[use], data.label[use], data.recording[use]
+    frequency = np.zeros(VOCABULARY)
+    support = np.zeros(VOCABULARY)
+    benign = [r for r in np.unique(recording) if ((recording == r) & (y == 0)).any()]
+    for r in np.unique(recording):
+        support += np.asarray(x[recording == r].sum(0)).ravel() > 0
+    for r in benign:
+        rows = x[(recording == r) & (y == 0)]
+        frequency += np.asarray(rows.mean(0)).ravel() / len(benign)
+    rarity = np.minimum(-np.log(frequency + 2e-4), 8) / 4
+    rarity[support < least] = 0
+    kept = np.flatnonzero(rarity > 0)
+    square = rarity**2
+    power, floor = 0.25, 9.0
+    length = np.maximum(x @ square, floor) ** power
+    scaled = (sp.diags(1 / length) @ x[:, kept] @ sp.diags(rarity[kept])).tocsr()
+    w = np.zeros(len(y))
+    _, inverse, counts = np.unique(data.key[use], return_inverse=True, return_counts=True)
+    base = 1.0 / counts[inverse]
+    for r in np.unique(recording):
+        for value in (0, 1):
+            m = (recording == r) & (y == value)
+            if m.any():
+                w[m] = base[m] / base[m].sum()
+    for value, total in ((1, 2000.0), (0, 6000.0)):
+        w[y == value] *= total / max(w[y == value].sum(), 1e-9)
+    weight, bias = logistic(scaled, y, w, ridge, False)
+    full = np.zeros(VOCABULARY)
+    full[kept] = weight * rarity[kept]
+    return Fit(full, square, floor, power, float(bias))
