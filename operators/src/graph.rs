@@ -344,7 +344,7 @@ impl PaneBuilder {
                 self.by_key.insert((NodeKind::Process, key), at);
             }
         }
-        let node = self.keyed(NodeKind::Process, key, bits::GUID | u8::from(created) * bits::CREATED, pid);
+        let node = self.keyed(NodeKind::Process, key, bits::GUID | (u8::from(created) * bits::CREATED), pid);
         if pid != NO_PID && (known.is_none() || created) {
             self.by_pid.insert(pid, node.0);
         }
