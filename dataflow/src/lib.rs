@@ -3,10 +3,15 @@
 //! Start with [`cli`] for what the binary can be asked to do and [`config`] for what it can be told.
 //! `main.rs` only calls [`cli::main`].
 
+pub mod backtest;
+pub mod checkpoint;
 pub mod cli;
+pub mod clock;
 pub mod cmd;
+pub mod commit;
 pub mod config;
 pub mod failure;
 pub mod http;
 pub mod logging;
 pub mod metrics;
+pub mod source;

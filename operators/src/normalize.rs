@@ -117,7 +117,12 @@ impl Normalizer {
 
     /// Normalizes one record.
     pub fn normalize(&mut self, record: &RawRecord<'_>) -> Outcome {
-        match self.accept(record) {
+        self.normalize_as(record, None)
+    }
+
+    /// Normalizes one record; `tenant`, where given, takes the place of the record's own.
+    pub fn normalize_as(&mut self, record: &RawRecord<'_>, tenant: Option<&str>) -> Outcome {
+        match self.accept(record, tenant) {
             Ok(event) => Outcome::Event(Box::new(event)),
             Err(Refusal(reason, detail)) => {
                 let letter = DeadLetter {
@@ -136,7 +141,7 @@ impl Normalizer {
         }
     }
 
-    fn accept(&mut self, record: &RawRecord<'_>) -> Result<Normalized, Refusal> {
+    fn accept(&mut self, record: &RawRecord<'_>, tenant: Option<&str>) -> Result<Normalized, Refusal> {
         // Offsets within the text are 32 bits wide.
         let limit = self.config.max_message_bytes.min(u32::MAX as usize / 2);
         if record.payload.len() > limit {
@@ -166,7 +171,8 @@ impl Normalizer {
         };
         let timestamp_ms = published.unwrap_or(arrival_ms);
         let window = self.config.time.window_time(own, arrival_ms);
-        let interned = self.endpoints.get(&envelope.tenant(text), &envelope.host(text, record.topic.platform()));
+        let tenant = tenant.map_or_else(|| envelope.tenant(text), Cow::Borrowed);
+        let interned = self.endpoints.get(&tenant, &envelope.host(text, record.topic.platform()));
         let position = Position { topic: record.topic, partition: record.partition, offset: record.offset };
 
         let id = if windows { envelope.event_id(text) } else { None };

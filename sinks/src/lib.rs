@@ -8,6 +8,7 @@ pub mod capture;
 pub mod client;
 pub mod epoch;
 pub mod file;
+pub mod playback;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;
 pub mod writer;

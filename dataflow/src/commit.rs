@@ -1,0 +1,440 @@
+//! Makes outputs visible, an epoch at a time, together with the checkpoint that covers them.
+//!
+//! Two operators of each worker share one [`Committer`]: `commit_results` takes what the source published and
+//! what the shards found, `commit_alerts` takes what the tenants raise. Timely time is cut into epochs of
+//! [`EPOCH_MS`]; a transaction covers all that is complete when it begins.
+//!
+//! - Input: published records with their partition's progress (as they come); results and alert updates of
+//!   this worker's shards; alerts of its tenants; state changes, each tagged with the epoch it is complete at.
+//! - Output: alert updates, released when the transaction of their results is committed (protocol rule 11).
+//! - State: what is not committed yet; the last committed state of each dirty shard.
+//! - Ordering: within a partition by offset, within a key by time.
+//! - Failure: none handled here. The writer reports a failed commit and the process ends (rule 6).
+
+pub mod shell;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use logster_operators::window::BacklogEntry;
+use logster_schema::{OutputRecord, TimeMs};
+use logster_sinks::epoch::{Checkpoint, Epoch, SourceOffset};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::checkpoint::{self, PartitionCheckpoint, ShardCheckpoint, TenantCheckpoint};
+
+/// Length of an epoch in timely time, ms: state is snapshotted at its multiples, so that every stage's
+/// snapshot is of the same time.
+pub const EPOCH_MS: u64 = 250;
+
+/// Alert updates waiting for the tenant stage before results stop advancing (protocol rule 12).
+const MAX_OUTBOX: usize = 20_000;
+
+/// The epoch boundary at or below `frontier`.
+pub fn boundary(frontier: u64) -> u64 {
+    frontier - frontier % EPOCH_MS
+}
+
+/// Progress of one partition, published with its records.
+#[derive(Clone, Debug)]
+pub struct PartitionProgress {
+    /// Topic name.
+    pub topic: String,
+    /// Partition.
+    pub partition: i32,
+    /// State after the records that came before it in the stream.
+    pub checkpoint: PartitionCheckpoint,
+    /// A floor in it that takes effect once it is committed: the source's slot, and the arrival.
+    pub floor: Option<(usize, TimeMs)>,
+}
+
+/// State of one key as of an epoch boundary: everything with a time below it is in.
+#[derive(Clone, Debug)]
+pub enum StateChange {
+    /// Open backfill windows of one shard's keys; an empty backlog removes the key.
+    Backlog(u32, Vec<BacklogEntry>),
+    /// Dedup state of one shard.
+    Dedup(u32, serde_json::Value),
+    /// Correlation state of one tenant shard.
+    Tenant(u32, serde_json::Value),
+}
+
+/// State changes on their way from their operator to the checkpoint, oldest first.
+pub type StateLog = Rc<RefCell<VecDeque<(u64, StateChange)>>>;
+
+/// What a commit sets free.
+#[derive(Debug)]
+pub struct Released<U> {
+    /// Alert updates whose results are committed, by time.
+    pub updates: Vec<(u64, U)>,
+    /// Floors that take effect now: the source's slot, and the arrival.
+    pub floors: Vec<(usize, TimeMs)>,
+    /// Results below this are committed; `None`: all of them.
+    pub results: Option<u64>,
+    /// Alerts below this are committed; `None`: all of them.
+    pub alerts: Option<u64>,
+}
+
+/// A frontier: `None` is complete.
+type Frontier = Option<u64>;
+
+fn below(time: u64, frontier: Frontier) -> bool {
+    frontier.is_none_or(|f| time < f)
+}
+
+fn later(a: Frontier, b: Frontier) -> bool {
+    match (a, b) {
+        (None, Some(_)) => true,
+        (Some(a), Some(b)) => a > b,
+        (_, None) => false,
+    }
+}
+
+/// The transaction under way: what its commit sets free.
+struct InFlight<U> {
+    id: u64,
+    updates: Vec<(u64, U)>,
+    floors: Vec<(usize, TimeMs)>,
+}
+
+/// The pure core: what is pending, what an epoch takes of it, what a commit releases.
+pub struct Committer<U> {
+    shards: u32,
+    checkpointing: bool,
+    published: Vec<OutputRecord>,
+    progress: BTreeMap<(String, i32), PartitionCheckpoint>,
+    floors: Vec<(usize, TimeMs)>,
+    results: BTreeMap<u64, Vec<(u32, OutputRecord)>>,
+    updates: BTreeMap<u64, Vec<(u32, U)>>,
+    alerts: BTreeMap<u64, Vec<(u32, OutputRecord)>>,
+    results_frontier: Frontier,
+    alerts_frontier: Frontier,
+    /// Frontiers of the last epoch submitted.
+    submitted: (Frontier, Frontier),
+    in_flight: Option<InFlight<U>>,
+    next_id: u64,
+    /// Checkpoint image of this worker's shards.
+    images: BTreeMap<u32, ShardCheckpoint>,
+    tenants: BTreeMap<u32, TenantCheckpoint>,
+    outbox: BTreeMap<u64, Vec<(u32, U)>>,
+    /// All workers' alerts below this are committed: prunes the outbox.
+    alerts_everywhere: u64,
+    states: StateLog,
+}
+
+impl<U: Clone + Serialize + DeserializeOwned> Committer<U> {
+    /// Nothing pending. `images` and `tenants` are the committed state of this worker's shards.
+    pub fn new(
+        shards: u32,
+        checkpointing: bool,
+        images: BTreeMap<u32, ShardCheckpoint>,
+        tenants: BTreeMap<u32, TenantCheckpoint>,
+        states: StateLog,
+    ) -> Self {
+        Self {
+            shards,
+            checkpointing,
+            published: Vec::new(),
+            progress: BTreeMap::new(),
+            floors: Vec::new(),
+            results: BTreeMap::new(),
+            updates: BTreeMap::new(),
+            alerts: BTreeMap::new(),
+            results_frontier: Some(0),
+            alerts_frontier: Some(0),
+            submitted: (Some(0), Some(0)),
+            in_flight: None,
+            next_id: 1,
+            images,
+            tenants,
+            outbox: BTreeMap::new(),
+            alerts_everywhere: 0,
+            states,
+        }
+    }
+
+    /// Number of shards.
+    pub fn shards(&self) -> u32 {
+        self.shards
+    }
+
+    /// A normalized event or dead letter: written by offset, without waiting for the watermark.
+    pub fn publish(&mut self, record: OutputRecord) {
+        self.published.push(record);
+    }
+
+    /// How far a partition is published, floors included.
+    pub fn progress(&mut self, progress: PartitionProgress) {
+        self.progress.insert((progress.topic, progress.partition), progress.checkpoint);
+        self.floors.extend(progress.floor);
+    }
+
+    /// A result of one of this worker's shards.
+    pub fn result(&mut self, time: u64, shard: u32, record: OutputRecord) {
+        self.results.entry(time).or_default().push((shard, record));
+    }
+
+    /// An alert update of one of this worker's shards.
+    pub fn update(&mut self, time: u64, shard: u32, update: U) {
+        self.updates.entry(time).or_default().push((shard, update));
+    }
+
+    /// An alert of one of this worker's tenants.
+    pub fn alert(&mut self, time: u64, tenant_shard: u32, record: OutputRecord) {
+        self.alerts.entry(time).or_default().push((tenant_shard, record));
+    }
+
+    /// Results and updates below this are all here.
+    pub fn advance_results(&mut self, frontier: Frontier) {
+        self.results_frontier = frontier;
+    }
+
+    /// Alerts below this are all here.
+    pub fn advance_alerts(&mut self, frontier: Frontier) {
+        self.alerts_frontier = frontier;
+    }
+
+    /// All workers' alerts below this are committed.
+    pub fn alerts_committed_everywhere(&mut self, frontier: u64) {
+        self.alerts_everywhere = self.alerts_everywhere.max(frontier);
+    }
+
+    /// Records waiting to be written: back-pressure looks at it.
+    pub fn pending(&self) -> usize {
+        self.published.len() + self.results.len() + self.alerts.len()
+    }
+
+    /// Whether everything that will ever come is committed.
+    pub fn is_done(&self) -> bool {
+        self.in_flight.is_none()
+            && self.submitted == (None, None)
+            && self.published.is_empty()
+            && self.progress.is_empty()
+    }
+
+    /// The next transaction, if something is to be written and none is under way.
+    pub fn next_epoch(&mut self) -> Option<Epoch> {
+        if self.in_flight.is_some() {
+            return None;
+        }
+        let aligned = |frontier: Frontier| frontier.map(boundary);
+        let mut results_to = aligned(self.results_frontier);
+        if self.outbox.values().map(Vec::len).sum::<usize>() > MAX_OUTBOX {
+            results_to = self.submitted.0;
+        }
+        let alerts_to = aligned(self.alerts_frontier);
+        let advances = later(results_to, self.submitted.0) || later(alerts_to, self.submitted.1);
+        if !advances && self.published.is_empty() && self.progress.is_empty() {
+            return None;
+        }
+        let mut epoch = Epoch { id: self.next_id, records: std::mem::take(&mut self.published), ..Epoch::default() };
+        self.next_id += 1;
+
+        for ((topic, partition), checkpoint) in std::mem::take(&mut self.progress) {
+            if self.checkpointing {
+                let key = checkpoint::partition_key(&topic, partition);
+                epoch.checkpoints.push(Checkpoint { key, value: Some(checkpoint::encode(&checkpoint)) });
+            }
+            epoch.source_offsets.push(SourceOffset { topic, partition, next: checkpoint.next });
+        }
+
+        let mut dirty = BTreeSet::new();
+        let mut dirty_tenants = BTreeSet::new();
+        for (shard, record) in take_below(&mut self.results, results_to) {
+            dirty.insert(shard);
+            epoch.records.push(record);
+        }
+        let mut released = Vec::new();
+        while let Some(entry) = self.updates.first_entry().filter(|e| below(*e.key(), results_to)) {
+            let (time, updates) = entry.remove_entry();
+            for (shard, update) in updates {
+                dirty.insert(shard);
+                released.push((time, update.clone()));
+                self.outbox.entry(time).or_default().push((shard, update));
+            }
+        }
+        for (shard, record) in take_below(&mut self.alerts, alerts_to) {
+            dirty_tenants.insert(shard);
+            epoch.records.push(record);
+        }
+        self.apply_states(results_to, alerts_to, &mut dirty, &mut dirty_tenants);
+        let kept = self.outbox.split_off(&self.alerts_everywhere);
+        dirty.extend(std::mem::replace(&mut self.outbox, kept).into_values().flatten().map(|(shard, _)| shard));
+
+        if self.checkpointing {
+            let frontier = |f: Frontier| f.map_or(TimeMs::MAX / 2, |f| f as TimeMs);
+            for shard in dirty {
+                let image = self.images.entry(shard).or_default();
+                image.frontier = frontier(results_to);
+                image.outbox = self
+                    .outbox
+                    .iter()
+                    .flat_map(|(time, updates)| updates.iter().map(move |(s, u)| (*time, *s, u)))
+                    .filter(|(_, s, _)| *s == shard)
+                    .map(|(time, _, u)| (time, serde_json::to_value(u).expect("updates serialize")))
+                    .collect();
+                let key = checkpoint::shard_key(shard);
+                epoch.checkpoints.push(Checkpoint { key, value: Some(checkpoint::encode(image)) });
+            }
+            for shard in dirty_tenants {
+                let image = self.tenants.entry(shard).or_default();
+                image.frontier = frontier(alerts_to);
+                let key = checkpoint::tenant_key(shard);
+                epoch.checkpoints.push(Checkpoint { key, value: Some(checkpoint::encode(image)) });
+            }
+        }
+        self.submitted = (results_to, alerts_to);
+        let floors = std::mem::take(&mut self.floors);
+        self.in_flight = Some(InFlight { id: epoch.id, updates: released, floors });
+        Some(epoch)
+    }
+
+    /// Brings the images up to the frontiers that an epoch covers.
+    fn apply_states(
+        &mut self,
+        results_to: Frontier,
+        alerts_to: Frontier,
+        dirty: &mut BTreeSet<u32>,
+        dirty_tenants: &mut BTreeSet<u32>,
+    ) {
+        let mut rest = VecDeque::new();
+        for (at, change) in std::mem::take(&mut *self.states.borrow_mut()) {
+            let of_tenant = matches!(change, StateChange::Tenant(..));
+            let complete = if of_tenant { alerts_to } else { results_to };
+            if !complete.is_none_or(|f| at <= f) {
+                rest.push_back((at, change));
+                continue;
+            }
+            match change {
+                StateChange::Backlog(shard, entries) => {
+                    dirty.insert(shard);
+                    let image = &mut self.images.entry(shard).or_default().backlog;
+                    for entry in entries {
+                        image.retain(|e| (&e.endpoint, e.platform) != (&entry.endpoint, entry.platform));
+                        if entry.backlog.oldest_opening_ms().is_some() {
+                            image.push(entry);
+                        }
+                    }
+                }
+                StateChange::Dedup(shard, state) => {
+                    dirty.insert(shard);
+                    self.images.entry(shard).or_default().dedup = state;
+                }
+                StateChange::Tenant(shard, state) => {
+                    dirty_tenants.insert(shard);
+                    self.tenants.entry(shard).or_default().state = state;
+                }
+            }
+        }
+        *self.states.borrow_mut() = rest;
+    }
+
+    /// The writer has committed up to `id`: what it sets free, if that is the epoch under way.
+    pub fn on_committed(&mut self, id: u64) -> Option<Released<U>> {
+        let InFlight { updates, floors, .. } = self.in_flight.take_if(|in_flight| id >= in_flight.id)?;
+        Some(Released { updates, floors, results: self.submitted.0, alerts: self.submitted.1 })
+    }
+
+    /// Arrival of the oldest open backfill window of this worker's shards, committed state.
+    pub fn oldest_opening_ms(&self) -> Option<TimeMs> {
+        let backlogs = self.images.values().flat_map(|image| &image.backlog);
+        backlogs.filter_map(|entry| entry.backlog.oldest_opening_ms()).min()
+    }
+}
+
+fn take_below<T>(pending: &mut BTreeMap<u64, Vec<T>>, frontier: Frontier) -> impl Iterator<Item = T> + use<T> {
+    let rest = match frontier {
+        Some(f) => pending.split_off(&f),
+        None => BTreeMap::new(),
+    };
+    std::mem::replace(pending, rest).into_values().flatten()
+}
+
+/// Decides when the next transaction begins: not sooner than one epoch after the last one, by the wall
+/// clock. It only groups what is written; no result depends on it.
+#[derive(Debug)]
+pub struct Pace {
+    every: Duration,
+    last: Option<Instant>,
+}
+
+impl Pace {
+    /// One transaction every so often at most.
+    pub fn new(every: Duration) -> Self {
+        Self { every, last: None }
+    }
+    /// `None`: now; otherwise how long to wait.
+    pub fn wait(&self) -> Option<Duration> {
+        let elapsed = self.last?.elapsed();
+        (elapsed < self.every).then(|| self.every - elapsed)
+    }
+    /// A transaction begins.
+    pub fn begin(&mut self) {
+        self.last = Some(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use logster_schema::OutputTopic;
+
+    use super::*;
+
+    fn record(n: i64) -> OutputRecord {
+        OutputRecord { topic: OutputTopic::Results, key: None, ts_ms: n, value: Vec::new() }
+    }
+
+    fn times(epoch: &Epoch) -> Vec<i64> {
+        epoch.records.iter().map(|r| r.ts_ms).collect()
+    }
+
+    #[test]
+    fn an_epoch_takes_what_is_complete_and_releases_after_the_commit() {
+        let states: StateLog = Rc::default();
+        let mut c = Committer::<String>::new(4, true, BTreeMap::new(), BTreeMap::new(), states.clone());
+        assert!(c.next_epoch().is_none(), "nothing to write");
+        c.result(100, 1, record(100));
+        c.result(600, 1, record(600));
+        c.update(100, 1, "a".into());
+        states.borrow_mut().push_back((250, StateChange::Dedup(1, "at 250".into())));
+        states.borrow_mut().push_back((750, StateChange::Dedup(1, "at 750".into())));
+        c.advance_results(Some(700));
+        let epoch = c.next_epoch().unwrap();
+        assert_eq!(times(&epoch), [100], "600 is not below the boundary 500");
+        let shard: ShardCheckpoint = checkpoint::decode("", epoch.checkpoints[0].value.as_ref().unwrap()).unwrap();
+        assert_eq!((shard.frontier, shard.dedup, shard.outbox.len()), (500, "at 250".into(), 1));
+        assert!(c.next_epoch().is_none(), "one at a time");
+        assert!(c.on_committed(0).is_none());
+        let released = c.on_committed(1).unwrap();
+        assert_eq!((released.updates, released.results), (vec![(100, "a".to_owned())], Some(500)));
+
+        // The tenants have it: the outbox is pruned in the next epoch.
+        c.alerts_committed_everywhere(101);
+        c.advance_results(None);
+        c.advance_alerts(None);
+        let epoch = c.next_epoch().unwrap();
+        assert_eq!(times(&epoch), [600]);
+        let shard: ShardCheckpoint = checkpoint::decode("", epoch.checkpoints[0].value.as_ref().unwrap()).unwrap();
+        assert_eq!((shard.dedup, shard.outbox.len()), ("at 750".into(), 0));
+        assert!(!c.is_done());
+        c.on_committed(2).unwrap();
+        assert!(c.is_done());
+    }
+
+    #[test]
+    fn publishing_does_not_wait_for_the_watermark() {
+        let mut c = Committer::<String>::new(4, true, BTreeMap::new(), BTreeMap::new(), Rc::default());
+        let replay = checkpoint::ReplayPoint { offset: 0, arrival_ms: 0 };
+        let checkpoint = PartitionCheckpoint { next: 5, arrival_ms: 9, replay, exceptions: vec![] };
+        c.publish(record(1));
+        c.progress(PartitionProgress { topic: "t".into(), partition: 3, checkpoint, floor: Some((7, 9)) });
+        let epoch = c.next_epoch().unwrap();
+        assert_eq!(times(&epoch), [1]);
+        assert_eq!(c.on_committed(1).unwrap().floors, [(7, 9)]);
+        assert_eq!(epoch.source_offsets, [SourceOffset { topic: "t".into(), partition: 3, next: 5 }]);
+        assert_eq!(epoch.checkpoints[0].key, "partition/t/3");
+    }
+}

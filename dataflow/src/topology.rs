@@ -1,0 +1,129 @@
+//! The dataflow of one worker: reads like the diagram in `ARCHITECTURE.md`, one line an operator.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use logster_operators::correlate::{CorrelateConfig, CorrelateMetrics, RestoredTenants, correlate};
+use logster_operators::dedup::{AlertChange, DedupConfig, DedupMetrics, RestoredShard, dedup};
+use logster_operators::graph::PaneGraph;
+use logster_operators::infer::{InferConfig, InferMetrics, infer};
+use logster_operators::score::Scorer;
+use logster_operators::window::{Credit, RestoredWindows, WindowConfig, WindowLinks, WindowMetrics, window};
+use timely::dataflow::operators::Probe;
+use timely::dataflow::operators::vec::Map;
+use timely::dataflow::{ProbeHandle, Scope};
+use timely::scheduling::SyncActivator;
+
+use crate::checkpoint::Restored;
+use crate::commit::shell::{CommitLinks, OfShard, commit_alerts, commit_results, links};
+use crate::commit::{Committer, StateLog};
+use crate::source::{Assigned, Reader, SourceConfig, SourceLinks, SourceMetrics, source};
+
+/// Settings of every operator.
+#[derive(Clone)]
+pub struct TopologyConfig {
+    /// Parts of the key space.
+    pub shards: u32,
+    /// Source.
+    pub source: SourceConfig,
+    /// Windows.
+    pub window: WindowConfig,
+    /// Verdicts.
+    pub infer: InferConfig,
+    /// Dedup.
+    pub dedup: DedupConfig,
+    /// Correlation.
+    pub correlate: CorrelateConfig,
+    /// Windows of one worker between closing and verdict.
+    pub windows_under_way: usize,
+    /// Whether epochs carry checkpoints.
+    pub checkpointing: bool,
+}
+
+/// Counters of every operator of one worker.
+#[derive(Clone)]
+pub struct TopologyMetrics {
+    /// Source.
+    pub source: SourceMetrics,
+    /// Windows.
+    pub window: WindowMetrics,
+    /// Verdicts.
+    pub infer: InferMetrics,
+    /// Dedup.
+    pub dedup: DedupMetrics,
+    /// Correlation.
+    pub correlate: CorrelateMetrics,
+}
+
+/// What the worker's loop holds of its dataflow.
+pub struct Built {
+    /// For the driver of the transactions.
+    pub commits: CommitLinks<AlertChange>,
+    /// Floors whose transaction is committed: from the driver to the source.
+    pub floors: Rc<RefCell<Vec<(usize, i64)>>>,
+    /// Frontier of committed alerts, all workers: the run is over when it is empty.
+    pub alerts_committed: ProbeHandle<u64>,
+    /// Frontier of scored windows, all workers: the watermark.
+    pub scored: ProbeHandle<u64>,
+}
+
+/// Builds the dataflow.
+pub fn build<'scope, R: Reader + 'static>(
+    scope: Scope<'scope, u64>,
+    config: &TopologyConfig,
+    restored: &Arc<Restored>,
+    assigned: Vec<Assigned>,
+    reader: impl FnOnce(SyncActivator, &[Assigned]) -> R,
+    scorer: &Scorer,
+    metrics: TopologyMetrics,
+) -> Built {
+    let shards = config.shards;
+    let (index, peers) = (scope.index() as u32, scope.peers() as u32);
+    let mine = |shard: &u32| *shard % peers == index;
+    let (scored, needed, alerts_committed) = (ProbeHandle::new(), ProbeHandle::new(), ProbeHandle::new());
+    let floors = Rc::new(RefCell::new(Vec::new()));
+    let backlogs: StateLog = Rc::new(RefCell::new(VecDeque::new()));
+    let credit = Credit::new(config.windows_under_way);
+    let commits = links(Committer::new(
+        shards,
+        config.checkpointing,
+        restored.shards.iter().filter(|(shard, _)| mine(shard)).map(|(shard, c)| (*shard, c.clone())).collect(),
+        restored.tenants.iter().filter(|(shard, _)| mine(shard)).map(|(shard, c)| (*shard, c.clone())).collect(),
+        backlogs.clone(),
+    ));
+    let windows_restored = RestoredWindows {
+        committed: restored.committed_by_shard(shards),
+        backlogs: restored.shards.values().flat_map(|shard| shard.backlog.clone()).collect(),
+    };
+    let source_links = SourceLinks {
+        scored: scored.clone(),
+        needed: needed.clone(),
+        pending: Rc::new({
+            let commits = commits.clone();
+            move || commits.borrow_mut().committer().pending()
+        }),
+        committed_floors: floors.clone(),
+        metrics: metrics.source,
+    };
+    let window_links = WindowLinks {
+        credit: credit.clone(),
+        backlogs: config.checkpointing.then_some(backlogs),
+        restored: Rc::new(windows_restored),
+        metrics: metrics.window,
+    };
+
+    let raw = source(scope, assigned, reader, config.source.clone(), source_links);
+    let windows = window::<PaneGraph>(raw.observations, config.window, shards, window_links);
+    let results = infer(windows, config.infer.clone(), scorer, credit, metrics.infer).probe_with(&scored);
+    let alerts = dedup(results.clone(), raw.transitions, config.dedup, restored.dedup(), metrics.dedup);
+    let verdicts = results.map(move |r| OfShard { shard: r.endpoint().shard(shards), record: r.to_output() });
+    let changes = alerts.changes.map(move |c| OfShard { shard: c.endpoint().shard(shards), record: c });
+    let committed = commit_results(raw.published, verdicts, changes, commits.clone());
+    committed.needed.probe_with(&needed);
+    let raised = correlate(committed.released, config.correlate, restored.correlation(), metrics.correlate);
+    commit_alerts(raised, commits.clone()).probe_with(&alerts_committed);
+
+    Built { commits, floors, alerts_committed, scored }
+}
