@@ -15,7 +15,7 @@ from .export import emit, round_tables
 from .net import Detector
 
 #: Version of the feature specification that the Rust code computes (`operators/src/features.rs`).
-FEATURE_VERSION = 1
+FEATURE_VERSION = "logster-features-1"
 FORMAT = 1
 MAX_BYTES = 8 * 1024 * 1024
 
@@ -73,7 +73,7 @@ def write(
     """
     detector.eval()
     round_tables(detector)
-    model = emit(detector, {"feature_version": str(FEATURE_VERSION), "platform": platform}).SerializeToString()
+    model = emit(detector, {"feature_version": FEATURE_VERSION, "platform": platform}).SerializeToString()
     if len(model) > MAX_BYTES:
         raise ValueError(f"the model has {len(model)} bytes, {MAX_BYTES} are allowed")
     batch = union([*self_test_graphs(), *examples])
@@ -93,7 +93,7 @@ def write(
     manifest = (
         f"# Written by models/trainer/package.py. Every digest is checked at start-up.\n"
         f"format = {FORMAT}\nname = {json.dumps(name)}\nversion = {json.dumps(version)}\n"
-        f"platform = {json.dumps(platform)}\nfeature_version = {FEATURE_VERSION}\n"
+        f"platform = {json.dumps(platform)}\nfeature_version = {json.dumps(FEATURE_VERSION)}\n"
         + toml_table("tensors", {"inputs": describe(INPUTS), "outputs": describe(OUTPUTS)})
         + toml_table("calibration", calibration)
         + toml_table("training", training)

@@ -1,6 +1,6 @@
 //! Scores window graphs with the platform's model, batched, on threads of its own.
 //!
-//! - Input: [`Job`]s: a ticket of the caller's choice, a platform, a graph's tensors.
+//! - Input: [`Job`]s: a ticket of the caller's choice and a window's graph.
 //! - Output: one [`Scored`] per job accepted, in any order, on the [`ScoreClient`] that submitted it; after each batch
 //!   the client's wake-up is called, so that a timely operator can be activated.
 //! - State: none. A score depends on the graph and the package alone: not on batch mates, not on the thread.
@@ -27,6 +27,8 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 use logster_schema::Platform;
 
+use crate::graph::WindowGraph;
+
 pub use package::{ModelManifest, ModelPackage, PackageError};
 pub use session::{Device, Runtime, SessionError};
 
@@ -43,49 +45,13 @@ pub enum ScoreError {
     Session(#[from] SessionError),
 }
 
-/// A graph as the model reads it: columns of the tensor contract for one graph (`models/README.md`).
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct GraphTensors {
-    /// 0 process, 1 file, 2 script, 3 network, 4 syscall; one a node.
-    pub node_type: Vec<i64>,
-    /// [`NODE_FEATURES`] a node.
-    pub node_feat: Vec<f32>,
-    /// Hashed tokens, `0..`[`VOCABULARY`].
-    pub tok_id: Vec<i64>,
-    /// The node of each token.
-    pub tok_node: Vec<i64>,
-    /// Hashed flags of a process and its relatives, `0..`[`VOCABULARY`].
-    pub tree_id: Vec<i64>,
-    /// The node of each flag.
-    pub tree_node: Vec<i64>,
-    /// Source node of each edge.
-    pub edge_src: Vec<i64>,
-    /// Target node of each edge.
-    pub edge_dst: Vec<i64>,
-    /// 0 spawned, 1 wrote, 2 executed, 3 connected-to, 4 performed.
-    pub edge_type: Vec<i64>,
-    /// [`EDGE_FEATURES`] an edge.
-    pub edge_feat: Vec<f32>,
-    /// Features of the whole window.
-    pub graph_feat: [f32; GRAPH_FEATURES],
-}
-
-/// Columns of `node_feat`.
-pub const NODE_FEATURES: usize = 16;
-/// Columns of `edge_feat`.
-pub const EDGE_FEATURES: usize = 8;
-/// Columns of `graph_feat`.
-pub const GRAPH_FEATURES: usize = 8;
-/// Ids of tokens and flags are below this.
-pub const VOCABULARY: usize = 32_768;
-
 /// What the model says of one graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GraphScore {
     /// Calibrated probability of an attack, rounded to six decimals.
     pub attack_prob: f64,
-    /// Attention on each edge: along it, against it.
-    pub edge_attn: Vec<[f32; 2]>,
+    /// Attention on each edge, along it and against it, in the order of [`WindowGraph::edges`].
+    pub edge_attn: Vec<(f32, f32)>,
     /// How suspicious each node is, 0 to 1; 0 for nodes that are neither process nor script.
     pub node_score: Vec<f32>,
 }
@@ -95,10 +61,8 @@ pub struct GraphScore {
 pub struct Job {
     /// Comes back with the score.
     pub ticket: u64,
-    /// Which model.
-    pub platform: Platform,
-    /// The graph.
-    pub graph: Arc<GraphTensors>,
+    /// The graph; its platform chooses the model.
+    pub graph: Arc<WindowGraph>,
 }
 
 /// A job's answer.
@@ -234,10 +198,10 @@ fn serve(queue: &Receiver<Task>, mut sessions: Vec<(Platform, ModelSession)>, ma
     let mut carried: Option<Task> = None;
     loop {
         let Some(first) = carried.take().or_else(|| queue.recv().ok()) else { return };
-        let mut edges = first.job.graph.edge_src.len();
+        let mut edges = first.job.graph.num_edges() as usize;
         let mut batch = vec![first];
         while let Ok(task) = queue.try_recv() {
-            edges += task.job.graph.edge_src.len();
+            edges += task.job.graph.num_edges() as usize;
             if edges > max_batch_edges {
                 carried = Some(task);
                 break;
@@ -245,19 +209,19 @@ fn serve(queue: &Receiver<Task>, mut sessions: Vec<(Platform, ModelSession)>, ma
             batch.push(task);
         }
         for (platform, session) in &mut sessions {
-            let mine: Vec<&Task> = batch.iter().filter(|t| t.job.platform == *platform).collect();
+            let mine: Vec<&Task> = batch.iter().filter(|t| t.job.graph.platform() == *platform).collect();
             if mine.is_empty() {
                 continue;
             }
-            let graphs: Vec<&GraphTensors> = mine.iter().map(|t| &*t.job.graph).collect();
+            let graphs: Vec<&WindowGraph> = mine.iter().map(|t| &*t.job.graph).collect();
             let scores = session.score(&graphs);
             for (task, result) in mine.into_iter().zip(scores) {
                 task.answer(result);
             }
         }
-        batch.retain(|t| sessions.iter().all(|(p, _)| *p != t.job.platform));
+        batch.retain(|t| sessions.iter().all(|(p, _)| *p != t.job.graph.platform()));
         for task in batch {
-            let reason = format!("no model package for {} was loaded", task.job.platform);
+            let reason = format!("no model package for {} was loaded", task.job.graph.platform());
             task.answer(Err(reason));
         }
     }

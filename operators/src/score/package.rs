@@ -50,9 +50,9 @@ pub enum PackageError {
     #[error("{path} is a package for {found}, wanted one for {expected}: check `model.packages`")]
     Platform { path: PathBuf, expected: Platform, found: Platform },
     #[error(
-        "{path} needs feature version {found}, this logster computes version {expected}: use the package that came with it, or train one"
+        "{path} needs features \"{found}\", this logster computes \"{expected}\": use the package that came with it, or train one"
     )]
-    FeatureVersion { path: PathBuf, expected: u32, found: u32 },
+    FeatureVersion { path: PathBuf, expected: String, found: String },
 }
 
 /// What `manifest.toml` holds.
@@ -68,7 +68,7 @@ pub struct ModelManifest {
     /// Whose windows it scores.
     pub platform: Platform,
     /// Feature specification that it was trained on.
-    pub feature_version: u32,
+    pub feature_version: String,
     /// Names, element types and widths of inputs and outputs.
     pub tensors: TensorContract,
     /// How logits became probabilities.
@@ -102,7 +102,7 @@ pub struct ModelPackage {
 
 impl ModelPackage {
     /// Reads and verifies the package in `folder`.
-    pub fn load(folder: &Path, platform: Platform, feature_version: u32) -> Result<Self, PackageError> {
+    pub fn load(folder: &Path, platform: Platform, feature_version: &str) -> Result<Self, PackageError> {
         refuse_writable(folder)?;
         let path = folder.join(MANIFEST);
         refuse_writable(&path)?;
@@ -119,8 +119,8 @@ impl ModelPackage {
         if manifest.feature_version != feature_version {
             return Err(PackageError::FeatureVersion {
                 path,
-                expected: feature_version,
-                found: manifest.feature_version,
+                expected: feature_version.to_owned(),
+                found: manifest.feature_version.clone(),
             });
         }
         if let Some(name) = [MODEL, SELF_TEST].into_iter().find(|name| !manifest.files.contains_key(*name)) {

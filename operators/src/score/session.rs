@@ -10,7 +10,9 @@ use ort::value::{PrimitiveTensorElementType, TensorElementType, TensorRef, Value
 use serde::Deserialize;
 
 use super::package::{MODEL, SELF_TEST};
-use super::{EDGE_FEATURES, GRAPH_FEATURES, GraphScore, GraphTensors, ModelPackage, NODE_FEATURES};
+use super::{GraphScore, ModelPackage};
+use crate::features::{EDGE_FEATURES, GRAPH_FEATURES, NODE_FEATURES, Tensors, tensors};
+use crate::graph::WindowGraph;
 
 /// How often the self-test runs at load: a race in the runtime shows within a few runs.
 const SELF_TEST_RUNS: usize = 20;
@@ -99,46 +101,6 @@ impl Runtime {
     }
 }
 
-/// A batch as the runtime reads it: the disjoint union of graphs.
-#[derive(Default, Deserialize)]
-struct Union {
-    node_type: Vec<i64>,
-    node_feat: Vec<f32>,
-    tok_id: Vec<i64>,
-    tok_node: Vec<i64>,
-    tree_id: Vec<i64>,
-    tree_node: Vec<i64>,
-    edge_src: Vec<i64>,
-    edge_dst: Vec<i64>,
-    edge_type: Vec<i64>,
-    edge_feat: Vec<f32>,
-    node_graph: Vec<i64>,
-    graph_feat: Vec<f32>,
-}
-
-impl Union {
-    fn of(graphs: &[&GraphTensors]) -> Self {
-        let mut u = Self::default();
-        for (i, g) in graphs.iter().enumerate() {
-            let base = u.node_type.len() as i64;
-            let shifted = |ids: &[i64]| ids.iter().map(move |n| n + base).collect::<Vec<_>>();
-            u.node_type.extend(&g.node_type);
-            u.node_feat.extend(&g.node_feat);
-            u.tok_id.extend(&g.tok_id);
-            u.tok_node.extend(shifted(&g.tok_node));
-            u.tree_id.extend(&g.tree_id);
-            u.tree_node.extend(shifted(&g.tree_node));
-            u.edge_src.extend(shifted(&g.edge_src));
-            u.edge_dst.extend(shifted(&g.edge_dst));
-            u.edge_type.extend(&g.edge_type);
-            u.edge_feat.extend(&g.edge_feat);
-            u.node_graph.resize(u.node_type.len(), i as i64);
-            u.graph_feat.extend(g.graph_feat);
-        }
-        u
-    }
-}
-
 /// The model's outputs for a batch.
 #[derive(Debug, PartialEq, Deserialize)]
 struct Outputs {
@@ -166,8 +128,27 @@ impl Outputs {
 
 #[derive(Deserialize)]
 struct SelfTest {
-    inputs: Union,
+    #[serde(with = "TensorsDef")]
+    inputs: Tensors,
     outputs: Outputs,
+}
+
+/// [`Tensors`] as the self-test vector holds them.
+#[derive(Deserialize)]
+#[serde(remote = "Tensors")]
+struct TensorsDef {
+    node_type: Vec<i64>,
+    node_feat: Vec<f32>,
+    tok_id: Vec<i64>,
+    tok_node: Vec<i64>,
+    tree_id: Vec<i64>,
+    tree_node: Vec<i64>,
+    edge_src: Vec<i64>,
+    edge_dst: Vec<i64>,
+    edge_type: Vec<i64>,
+    edge_feat: Vec<f32>,
+    node_graph: Vec<i64>,
+    graph_feat: Vec<f32>,
 }
 
 /// A model ready to run on one thread.
@@ -226,8 +207,8 @@ impl ModelSession {
         Ok(())
     }
 
-    fn run(&mut self, u: &Union) -> Result<Outputs, String> {
-        let (nodes, edges, graphs) = (u.node_type.len(), u.edge_src.len(), u.graph_feat.len() / GRAPH_FEATURES);
+    fn run(&mut self, u: &Tensors) -> Result<Outputs, String> {
+        let (nodes, edges, graphs) = (u.num_nodes(), u.num_edges(), u.num_graphs());
         let feed: [SessionInputValue<'_>; 12] = [
             tensor(vec![nodes], &u.node_type)?,
             tensor(vec![nodes, NODE_FEATURES], &u.node_feat)?,
@@ -259,13 +240,13 @@ impl ModelSession {
     }
 
     /// Scores graphs in one batch; one by one where the batch fails, so that one bad graph spoils no other.
-    pub(super) fn score(&mut self, graphs: &[&GraphTensors]) -> Vec<Result<GraphScore, String>> {
-        match self.run(&Union::of(graphs)) {
+    pub(super) fn score(&mut self, graphs: &[&WindowGraph]) -> Vec<Result<GraphScore, String>> {
+        match self.run(&tensors(graphs)) {
             Ok(out) => split(graphs, &out),
             Err(reason) if graphs.len() == 1 => vec![Err(reason)],
             Err(_) => graphs
                 .iter()
-                .map(|g| match self.run(&Union::of(&[g])) {
+                .map(|g| match self.run(&tensors(&[g])) {
                     Ok(out) => split(&[g], &out).swap_remove(0),
                     Err(reason) => Err(reason),
                 })
@@ -275,15 +256,15 @@ impl ModelSession {
 }
 
 /// Cuts a batch's outputs into one score a graph.
-fn split(graphs: &[&GraphTensors], out: &Outputs) -> Vec<Result<GraphScore, String>> {
+fn split(graphs: &[&WindowGraph], out: &Outputs) -> Vec<Result<GraphScore, String>> {
     let (mut node, mut edge) = (0, 0);
-    let cut = |(i, g): (usize, &&GraphTensors)| {
-        let (n, e) = (g.node_type.len(), g.edge_src.len());
+    let cut = |(i, g): (usize, &&WindowGraph)| {
+        let (n, e) = (g.num_nodes() as usize, g.num_edges() as usize);
         let (z0, z1) = (f64::from(out.logits[2 * i]), f64::from(out.logits[2 * i + 1]));
         let attack_prob = 1.0 / (1.0 + (z0 - z1).exp());
         let score = GraphScore {
             attack_prob: (attack_prob * 1e6).round() / 1e6,
-            edge_attn: out.edge_attn[2 * edge..2 * (edge + e)].chunks_exact(2).map(|a| [a[0], a[1]]).collect(),
+            edge_attn: out.edge_attn[2 * edge..2 * (edge + e)].chunks_exact(2).map(|a| (a[0], a[1])).collect(),
             node_score: out.node_score[node..node + n].to_vec(),
         };
         node += n;

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
+use logster_schema::{Activity, Endpoint, Field, Fields, Kind, Lane, Observation, Position, RawTopic};
 
 use super::*;
+use crate::graph::PaneGraph;
 
-const FEATURES: u32 = 1;
+const FEATURES: &str = crate::features::FEATURE_VERSION;
 
 fn shipped(platform: Platform) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/packages").join(platform.name())
@@ -49,40 +51,44 @@ fn scorer(config: ScorerConfig) -> Scorer {
     Scorer::new(&runtime(), &packages, config).unwrap()
 }
 
-/// A pseudo-random graph: a fixed generator, so that a failure repeats.
-fn graph(seed: u64, nodes: usize, edges: usize, ids: usize) -> Arc<GraphTensors> {
+/// A pseudo-random process tree of `processes`: a fixed generator, so that a failure repeats.
+fn graph(platform: Platform, seed: u64, processes: u32) -> Arc<WindowGraph> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut below = move |n: usize| {
+    let mut below = move |n: u32| {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        (state >> 11) as usize % n.max(1)
+        (state >> 11) as u32 % n.max(1)
     };
-    let mut column = |len: usize, n: usize| (0..len).map(|_| below(n) as i64).collect::<Vec<_>>();
-    let node_type = column(nodes, 5);
-    let (tok_id, tok_node) = (column(ids, VOCABULARY), column(ids, nodes));
-    let (tree_id, tree_node) = (column(ids, VOCABULARY), column(ids, nodes));
-    let (edge_src, edge_dst, edge_type) = (column(edges, nodes), column(edges, nodes), column(edges, 5));
-    let mut reals = |len: usize| column(len, 3000).into_iter().map(|v| v as f32 / 1000.0).collect::<Vec<_>>();
-    let (node_feat, edge_feat) = (reals(nodes * NODE_FEATURES), reals(edges * EDGE_FEATURES));
-    let graph_feat = reals(GRAPH_FEATURES).try_into().unwrap();
-    Arc::new(GraphTensors {
-        node_type,
-        node_feat,
-        tok_id,
-        tok_node,
-        tree_id,
-        tree_node,
-        edge_src,
-        edge_dst,
-        edge_type,
-        edge_feat,
-        graph_feat,
-    })
+    let guid = |n: u32| format!("{{00000000-0000-0000-0000-{:012x}}}", n + 1);
+    let names = ["cmd.exe", "powershell.exe", "svchost.exe", "rundll32.exe", "whoami.exe"];
+    let observations: Vec<Observation> = (0..processes)
+        .map(|n| {
+            let mut fields = Fields::builder();
+            fields
+                .push(Field::ProcessGuid, &guid(n))
+                .push(Field::ProcessId, &(n + 100).to_string())
+                .push(Field::Image, &format!(r"C:\Windows\System32\{}", names[below(5) as usize]))
+                .push(Field::CommandLine, &format!("-enc {}", below(1000)))
+                .push(Field::ParentProcessGuid, &guid(below(n)));
+            Observation {
+                endpoint: Endpoint::new("t", "h"),
+                platform,
+                time_ms: i64::from(n * 100 + below(100)),
+                arrival_ms: 0,
+                lane: Lane::Live,
+                position: Position { topic: RawTopic::Sysmon, partition: 0, offset: i64::from(n) },
+                activity: Activity { kind: Kind::Sysmon(1), fields: fields.finish() },
+            }
+        })
+        .collect();
+    // Sysmon's features for either platform: the model sees numbers only.
+    let pane = PaneGraph::seal(Platform::Windows, &observations);
+    Arc::new(WindowGraph::merge(platform, 0, 180_000, &[&pane]))
 }
 
 /// Submits everything (taking results when full) and returns the scores in ticket order.
-fn score_all(scorer: &Scorer, jobs: &[(Platform, Arc<GraphTensors>)]) -> Vec<Result<GraphScore, String>> {
+fn score_all(scorer: &Scorer, jobs: &[Arc<WindowGraph>]) -> Vec<Result<GraphScore, String>> {
     let (woken, wakes) = bounded(1);
     let client = scorer.client(Box::new(move || {
         let _ = woken.try_send(());
@@ -96,8 +102,8 @@ fn score_all(scorer: &Scorer, jobs: &[(Platform, Arc<GraphTensors>)]) -> Vec<Res
         }
         taken
     };
-    for (ticket, (platform, graph)) in jobs.iter().enumerate() {
-        let mut job = Job { ticket: ticket as u64, platform: *platform, graph: graph.clone() };
+    for (ticket, graph) in jobs.iter().enumerate() {
+        let mut job = Job { ticket: ticket as u64, graph: graph.clone() };
         while let Err(Full(back)) = client.try_submit(job) {
             wakes.recv_timeout(Duration::from_secs(60)).expect("woken while work is in flight");
             take(&mut scores);
@@ -152,8 +158,8 @@ fn missing_files_and_wrong_manifests_are_refused() {
         Err(PackageError::Platform { found: Platform::Windows, .. })
     ));
     assert!(matches!(
-        ModelPackage::load(dir.path(), Platform::Windows, FEATURES + 1),
-        Err(PackageError::FeatureVersion { found: FEATURES, .. })
+        ModelPackage::load(dir.path(), Platform::Windows, "logster-features-0"),
+        Err(PackageError::FeatureVersion { found, .. }) if found == FEATURES
     ));
     fs::remove_file(dir.path().join("model.onnx")).unwrap();
     assert!(matches!(load(dir.path()), Err(PackageError::Missing { .. })));
@@ -230,12 +236,9 @@ fn a_cuda_device_that_is_not_there_is_an_error_or_a_fall_back() {
 
 #[test]
 fn a_score_does_not_depend_on_batch_mates_or_threads() {
-    let mut jobs = Vec::new();
-    for i in 0..120u64 {
-        let (nodes, edges) = (1 + (i as usize * 37) % 300, (i as usize * 53) % 500);
-        let platform = if i % 3 == 0 { Platform::Linux } else { Platform::Windows };
-        jobs.push((platform, graph(i, nodes, edges, (i as usize * 91) % 900)));
-    }
+    let jobs: Vec<_> = (0..120)
+        .map(|i| graph(if i % 3 == 0 { Platform::Linux } else { Platform::Windows }, i, 1 + (i as u32 * 37) % 300))
+        .collect();
     let alone = score_all(&scorer(ScorerConfig { max_batch_edges: 0, ..ScorerConfig::default() }), &jobs);
     assert!(alone.iter().all(Result::is_ok));
     for (threads, max_batch_edges) in [(1, 2000), (1, 1_000_000), (2, 8192)] {
@@ -245,32 +248,21 @@ fn a_score_does_not_depend_on_batch_mates_or_threads() {
             let (a, b) = (a.as_ref().unwrap(), b.as_ref().unwrap());
             assert_eq!(a.attack_prob.to_bits(), b.attack_prob.to_bits(), "graph {i}");
             assert!(a.node_score.iter().zip(&b.node_score).all(|(x, y)| x.to_bits() == y.to_bits()), "graph {i}");
-            assert!(
-                a.edge_attn.iter().flatten().zip(b.edge_attn.iter().flatten()).all(|(x, y)| x.to_bits() == y.to_bits())
-            );
+            let bits = |s: &GraphScore| s.edge_attn.iter().map(|(f, r)| (f.to_bits(), r.to_bits())).collect::<Vec<_>>();
+            assert_eq!(bits(a), bits(b), "graph {i}");
         }
     }
-    let score = alone[5].as_ref().unwrap();
-    assert_eq!((score.node_score.len(), score.edge_attn.len()), (jobs[5].1.node_type.len(), jobs[5].1.edge_src.len()));
-    assert!((0.0..=1.0).contains(&score.attack_prob) && (score.attack_prob * 1e6).fract() == 0.0);
-}
-
-#[test]
-fn a_bad_graph_spoils_no_other() {
-    let good = graph(1, 30, 40, 50);
-    let mut bad = GraphTensors::clone(&good);
-    bad.edge_src[0] = 1 << 40;
-    let jobs = [&good, &Arc::new(bad), &good].map(|g| (Platform::Windows, g.clone()));
-    let scores = score_all(&scorer(ScorerConfig::default()), &jobs);
-    assert!(scores[1].is_err());
-    assert_eq!(scores[0].as_ref().unwrap(), scores[2].as_ref().unwrap());
+    let (score, graph) = (alone[5].as_ref().unwrap(), &jobs[5]);
+    assert_eq!((score.node_score.len(), score.edge_attn.len()), (graph.num_nodes() as usize, graph.num_edges() as usize));
+    assert!(score.edge_attn.len() > 100);
+    assert!((0.0..=1.0).contains(&score.attack_prob) && (score.attack_prob * 1e6).round() / 1e6 == score.attack_prob);
 }
 
 #[test]
 fn a_platform_without_a_package_is_answered_with_the_reason() {
     let package = packages().swap_remove(0).1;
     let scorer = Scorer::new(&runtime(), &[package], ScorerConfig::default()).unwrap();
-    let scores = score_all(&scorer, &[(Platform::Linux, graph(1, 3, 2, 1))]);
+    let scores = score_all(&scorer, &[graph(Platform::Linux, 1, 3)]);
     assert!(scores[0].as_ref().unwrap_err().contains("linux"));
 }
 
@@ -280,7 +272,7 @@ fn jobs_in_flight_are_bounded_until_results_are_taken() {
     let client = scorer.client(Box::new(|| ()));
     let mut accepted = 0;
     for ticket in 0..50 {
-        let job = Job { ticket, platform: Platform::Windows, graph: graph(ticket, 5, 4, 3) };
+        let job = Job { ticket, graph: graph(Platform::Windows, ticket, 5) };
         accepted += usize::from(client.try_submit(job).is_ok());
         std::thread::sleep(Duration::from_millis(2));
     }
