@@ -253,7 +253,10 @@ fn a_score_does_not_depend_on_batch_mates_or_threads() {
         }
     }
     let (score, graph) = (alone[5].as_ref().unwrap(), &jobs[5]);
-    assert_eq!((score.node_score.len(), score.edge_attn.len()), (graph.num_nodes() as usize, graph.num_edges() as usize));
+    assert_eq!(
+        (score.node_score.len(), score.edge_attn.len()),
+        (graph.num_nodes() as usize, graph.num_edges() as usize)
+    );
     assert!(score.edge_attn.len() > 100);
     assert!((0.0..=1.0).contains(&score.attack_prob) && (score.attack_prob * 1e6).round() / 1e6 == score.attack_prob);
 }
