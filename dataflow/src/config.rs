@@ -264,9 +264,8 @@ settings! {
         dedup_window_seconds: u32 = 300 in 1..=86400;
         /// Alerts of one tenant within this of each other are related.
         correlation_window_seconds: u32 = 60 in 1..=86400;
-        /// How long after its last detection an alert still takes analysts' decisions and holds its incident
-        /// together. Its state is dropped then.
-        retention: Span = "24h" in "1m"..="90d";
+        /// How long after its last change an alert still takes analysts' decisions. Its state is dropped then.
+        retention: Span = "7d" in "1m"..="90d";
     }
 
     /// Exactly-once output.

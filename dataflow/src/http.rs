@@ -253,14 +253,14 @@ mod tests {
     #[test]
     fn from_starting_to_ready() {
         let registry = Registry::new();
-        Metrics::new(&registry).unwrap().worker(0).late(3);
+        Metrics::new(&registry).unwrap().clamped.inc_by(3);
         let health = HealthState::new(2, Duration::from_secs(60));
         let server = Server::start(&http("127.0.0.1:0"), registry, health.clone()).unwrap();
 
         let (status, head, body) = request(server.addr(), "/metrics");
         assert_eq!(status, 200);
         assert!(head.contains("text/plain; version=0.0.4"), "{head}");
-        assert!(body.contains("\nlogster_late_events_total 3\n"), "{body}");
+        assert!(body.contains("\nlogster_clamped_events_total 3\n"), "{body}");
 
         let (status, body) = json_of(server.addr(), "/health");
         assert_eq!((status, &body["status"], &body["ready"]), (200, &json!("starting"), &json!(false)));
