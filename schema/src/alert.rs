@@ -1,9 +1,11 @@
 //! What an analyst works on: `logster-alerts`, and the decisions that come back.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::result::content_id;
-use crate::{KeyEdge, OutputRecord, OutputTopic, Platform, TimeMs};
+use crate::{Endpoint, KeyEdge, OutputRecord, OutputTopic, Peer, Platform, TimeMs};
 
 /// How bad, from the highest `attack_prob` merged so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -183,6 +185,32 @@ pub struct Alert {
     pub backfill: bool,
     /// Model that gave the strongest detection.
     pub model_version: String,
+}
+
+/// An alert after a detection or a transition, and the facts that correlation needs: what dedup keeps
+/// of an alert, sends to the tenant stage, and what a checkpoint holds of it. The last one of an id is its state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AlertUpdate {
+    /// The alert as far as its endpoint knows it: the tenant stage sets `revision`, `related_endpoints`,
+    /// `incident_id`, and the sentences `reason` and `ttp_explanation`, which are empty here.
+    pub alert: Alert,
+    /// Smallest window end of its detections: `active_from..=alert.last_seen` is when it fired.
+    pub active_from: TimeMs,
+    /// Time at which its last detection was processed (a window's end, or a backfill's closing arrival).
+    pub last_detection: TimeMs,
+    /// By technique: the sentence of its first detection.
+    pub ttp_evidence: BTreeMap<String, String>,
+    /// Addresses that it had contact with, by remote address and port.
+    pub peers: Vec<Peer>,
+    /// Its own addresses, sorted.
+    pub local_addresses: Vec<String>,
+}
+
+impl AlertUpdate {
+    /// The endpoint it is about.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::new(&self.alert.tenant_id, &self.alert.endpoint_id)
+    }
 }
 
 impl Alert {
