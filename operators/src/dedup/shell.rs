@@ -131,7 +131,7 @@ pub fn dedup<'scope>(
                     output.session(&held.delayed(&time)).give(Ok(change));
                 }
                 for (time, refused) in out.refused {
-                    output.session(&held.delayed(&time)).give(Err(refused));
+                    output.session(&held.delayed(&time)).give(Err(Box::new(refused)));
                 }
                 held.downgrade(frontier.and_then(|_| core.hold()));
                 let (alerts, mergeable) = core.sizes();
@@ -140,6 +140,6 @@ pub fn dedup<'scope>(
                 metrics.held.with_label_values(&[&worker, "kept"]).set((alerts - mergeable) as i64);
             }
         })
-        .ok_err(|out: Result<AlertChange, RefusedTransition>| out);
-    DedupStreams { changes, refused }
+        .ok_err(|out: Result<AlertChange, Box<RefusedTransition>>| out);
+    DedupStreams { changes, refused: refused.map(|refused| *refused) }
 }

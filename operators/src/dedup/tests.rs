@@ -70,7 +70,7 @@ pub(crate) fn result(host: u8, platform: Platform, window_end: TimeMs, attack_pr
 
 #[derive(Clone, Debug)]
 enum Step {
-    Detection(u64, InferenceResult),
+    Detection(u64, Box<InferenceResult>),
     Transition(Transition),
 }
 
@@ -83,7 +83,7 @@ impl Step {
     }
     fn feed(&self, core: &mut Dedup) {
         match self.clone() {
-            Self::Detection(time, result) => core.on_detection(time, Box::new(result)),
+            Self::Detection(time, result) => core.on_detection(time, result),
             Self::Transition(transition) => core.on_transition(transition),
         }
     }
@@ -123,7 +123,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
                 r.prediction = Prediction::Error;
             }
             detections.push((time, r.clone()));
-            let step = Step::Detection(time, r);
+            let step = Step::Detection(time, Box::new(r));
             steps.insert(step.order(), step);
         }
         for (offset, (at, to, later)) in ts.into_iter().enumerate() {
@@ -245,7 +245,7 @@ fn oracle(steps: &[Step]) -> Vec<Said> {
                 if n == alerts.len() {
                     alerts.push(Naive { detections: vec![], history: vec![], changed: now });
                 }
-                alerts[n].detections.push((now, r));
+                alerts[n].detections.push((now, *r));
                 alerts[n].changed = now;
                 said.insert((now, alerts[n].id()), alerts[n].build());
             }
@@ -328,7 +328,7 @@ proptest! {
         let mut waiting = steps.clone();
         waiting.sort_by_key(|step| content_hash(order, step));
         for (n, cut) in cuts.into_iter().enumerate() {
-            let early = |step: &Step| step.time() < cut || content_hash(order, step) % 3 == 0;
+            let early = |step: &Step| step.time() < cut || content_hash(order, step).is_multiple_of(3);
             for step in waiting.extract_if(.., |step| early(step)) {
                 step.feed(&mut core);
             }
@@ -388,7 +388,7 @@ fn state_of_an_alert_is_bounded() {
             (0..64).map(|p| Peer { local: None, remote: format!("10.{n}.0.{p}"), port: 1, first_seen: n }).collect();
         r.local_addresses = vec![format!("10.9.{n}.1")];
         r.ttp_techniques = vec![format!("T{n:04}")];
-        last = one(&mut core, Step::Detection(1_000 + n as u64, r));
+        last = one(&mut core, Step::Detection(1_000 + n as u64, Box::new(r)));
     }
     let update = updated(&last).clone();
     assert_eq!(update.alert.detection_count, 300);
@@ -412,14 +412,17 @@ fn state_of_an_alert_is_bounded() {
 #[test]
 fn a_closed_alert_stays_closed_and_a_new_one_starts() {
     let mut core = Dedup::new(CONFIG);
-    let first = updated(&one(&mut core, Step::Detection(1_000, result(0, Platform::Linux, 1_000, 0.8)))).clone();
+    let first =
+        updated(&one(&mut core, Step::Detection(1_000, Box::new(result(0, Platform::Linux, 1_000, 0.8))))).clone();
     let closed = updated(&one(&mut core, transition(&first, 1_010, 0, AlertStatus::FalsePositive))).clone();
     assert_eq!(closed.alert.status, AlertStatus::FalsePositive);
-    let second = updated(&one(&mut core, Step::Detection(1_020, result(0, Platform::Linux, 1_020, 0.8)))).clone();
+    let second =
+        updated(&one(&mut core, Step::Detection(1_020, Box::new(result(0, Platform::Linux, 1_020, 0.8))))).clone();
     assert_ne!(second.alert.alert_id, first.alert.alert_id);
     let corrected = updated(&one(&mut core, transition(&first, 1_030, 1, AlertStatus::Resolved))).clone();
     assert_eq!(corrected.alert.transitions.len(), 2);
-    let third = updated(&one(&mut core, Step::Detection(1_040, result(0, Platform::Linux, 1_040, 0.8)))).clone();
+    let third =
+        updated(&one(&mut core, Step::Detection(1_040, Box::new(result(0, Platform::Linux, 1_040, 0.8))))).clone();
     assert_eq!(third.alert.alert_id, second.alert.alert_id);
     assert_eq!(third.alert.detection_count, 2);
 }
@@ -431,7 +434,7 @@ fn one_alert_too_many_forgets_the_one_that_changed_longest_ago() {
     let mut ids = Vec::new();
     for n in 0..5u8 {
         let time = 1_000 + u64::from(n);
-        let changes = one(&mut core, Step::Detection(time, result(n, Platform::Linux, time as i64, 0.8)));
+        let changes = one(&mut core, Step::Detection(time, Box::new(result(n, Platform::Linux, time as i64, 0.8))));
         let AlertChange::Updated(update) = &changes[0].1 else { panic!() };
         ids.push(update.alert.alert_id.clone());
         match &changes[1..] {
@@ -482,7 +485,7 @@ fn run(workers: usize, steps: &[Step]) -> Vec<Said> {
             results.advance_to(time);
             transitions.advance_to(time.saturating_sub(50));
             match step {
-                Step::Detection(_, result) => results.send(result),
+                Step::Detection(_, result) => results.send(*result),
                 Step::Transition(transition) => transitions.send(transition),
             }
             worker.step();
