@@ -26,6 +26,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use logster_schema::{RawTopic, TimeLimits};
+use logster_sinks::client::{self, KafkaConfig};
 
 pub use layers::{ENV_PREFIX, File, Override};
 pub use problem::{Origin, Problem, Problems};
@@ -180,6 +181,8 @@ settings! {
         group_id: String = "logster";
         /// Copies of each partition that `logster topics create` asks for. Unset: what the broker is set to.
         replication_factor: Option<u16> = none;
+        /// How long a broker may take to answer a request when a run starts.
+        timeout: Span = "10s" in "100ms"..="10m";
         /// Further librdkafka properties, handed on as they are to every client. Those that Logster decides
         /// itself are refused.
         extra: Properties = {};
@@ -403,25 +406,32 @@ impl Config {
         }
     }
 
-    /// librdkafka properties that every client shares: brokers, security, `kafka.extra`. Holds secrets.
-    pub fn kafka_properties(&self) -> Vec<(String, String)> {
+    /// How to reach the broker, for every client. Holds secrets.
+    pub fn kafka_config(&self) -> KafkaConfig {
         let security = &self.kafka_security;
-        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
-        let secret = |secret: &Option<Secret>| secret.as_ref().map(|secret| secret.expose().to_owned());
-        let own = [
-            ("bootstrap.servers", Some(self.kafka.brokers.join(","))),
-            ("client.id", Some(self.checkpoint.job.clone())),
-            ("security.protocol", Some(security.protocol.name().to_owned())),
-            ("sasl.mechanisms", security.mechanism.map(|mechanism| mechanism.name().to_owned())),
-            ("sasl.username", security.username.clone()),
-            ("sasl.password", secret(&security.password)),
-            ("ssl.ca.location", path(&security.ca_file)),
-            ("ssl.certificate.location", path(&security.certificate_file)),
-            ("ssl.key.location", path(&security.key_file)),
-            ("ssl.key.password", secret(&security.key_password)),
-        ];
-        let own = own.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        own.chain(self.kafka.extra.clone()).collect()
+        let secret = |secret: &Option<Secret>| secret.as_ref().map(|secret| client::Secret(secret.expose().to_owned()));
+        KafkaConfig {
+            brokers: self.kafka.brokers.join(","),
+            security: client::Security {
+                protocol: match security.protocol {
+                    Protocol::Plaintext => client::Protocol::Plaintext,
+                    Protocol::Ssl => client::Protocol::Ssl,
+                    Protocol::SaslPlaintext => client::Protocol::SaslPlaintext,
+                    Protocol::SaslSsl => client::Protocol::SaslSsl,
+                },
+                sasl_mechanism: security.mechanism.map(|mechanism| mechanism.name().to_owned()),
+                username: security.username.clone(),
+                // Of either source: the file has been read by now.
+                password: secret(&security.password),
+                password_file: None,
+                ssl_ca: security.ca_file.clone(),
+                ssl_certificate: security.certificate_file.clone(),
+                ssl_key: security.key_file.clone(),
+                ssl_key_password: secret(&security.key_password),
+            },
+            extra: self.kafka.extra.clone(),
+            timeout: self.kafka.timeout.duration(),
+        }
     }
 
     /// ONNX Runtime's shared library: `model.runtime`, else the places where set-up puts it.

@@ -3,6 +3,9 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+
 use super::Settings;
 use super::layers::Values;
 use super::problem::{Origin, Problem};
@@ -110,7 +113,7 @@ fn alerts(settings: &Settings, values: &mut Values) {
 }
 
 /// Properties that have settings of their own, and those that exactly-once output depends on.
-const DECIDED: [(&str, &str); 20] = [
+const DECIDED: [(&str, &str); 29] = [
     ("bootstrap.servers", "kafka.brokers"),
     ("metadata.broker.list", "kafka.brokers"),
     ("group.id", "kafka.group_id"),
@@ -131,6 +134,15 @@ const DECIDED: [(&str, &str); 20] = [
     ("acks", ""),
     ("request.required.acks", ""),
     ("allow.auto.create.topics", ""),
+    ("auto.offset.reset", ""),
+    ("enable.gapless.guarantee", ""),
+    ("enable.partition.eof", ""),
+    ("max.in.flight", ""),
+    ("max.in.flight.requests.per.connection", ""),
+    ("message.max.bytes", "input.max_message_bytes"),
+    ("message.send.max.retries", ""),
+    ("retries", ""),
+    ("transaction.timeout.ms", "checkpoint.epoch_ms"),
 ];
 
 fn kafka(settings: &Settings, values: &mut Values) {
@@ -156,7 +168,7 @@ fn kafka(settings: &Settings, values: &mut Values) {
         "`kafka.replication_factor` is 0",
         "a partition has at least one copy; three survive the loss of a broker",
     );
-    for name in kafka.extra.keys() {
+    for (name, value) in &kafka.extra {
         let place = format!("kafka.extra.{name}");
         let place = if values.origin(&place) == Origin::Default { "kafka.extra" } else { place.as_str() };
         let secret = ["password", "secret"].iter().any(|word| name.contains(word));
@@ -173,12 +185,25 @@ fn kafka(settings: &Settings, values: &mut Values) {
                 format!("`kafka.extra` must not set \"{name}\""),
                 format!("set {setting} instead"),
             ),
-            None => values.require(
+            None if secret => values.require(
                 &[place],
-                !secret,
+                false,
                 format!("`kafka.extra` must not hold secrets, and \"{name}\" looks like one"),
                 "kafka.security has settings for passwords, read from the environment or from files",
             ),
+            // librdkafka judges names and values without a connection.
+            None => {
+                if let Err(KafkaError::ClientConfig(_, reason, ..)) =
+                    ClientConfig::new().set(name, value).create_native_config()
+                {
+                    values.require(
+                        &[place],
+                        false,
+                        format!("`kafka.extra` sets \"{name}\": {reason}"),
+                        "librdkafka's CONFIGURATION.md lists its properties",
+                    );
+                }
+            }
         }
     }
     let job = &settings.checkpoint.job;

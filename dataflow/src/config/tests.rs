@@ -224,6 +224,18 @@ const MISTAKES: &[(&str, &str, &str, &str)] = &[
         "kafka.security has settings for passwords, read from the environment or from files",
     ),
     (
+        "[kafka.extra]\nfetch.min.byte = 1\n",
+        "`kafka.extra` sets \"fetch.min.byte\": No such configuration property: \"fetch.min.byte\"",
+        "2:11",
+        "librdkafka's CONFIGURATION.md lists its properties",
+    ),
+    (
+        "[kafka.extra]\n\"socket.keepalive.enable\" = true\n\"fetch.wait.max.ms\" = \"soon\"\n",
+        "`kafka.extra` sets \"fetch.wait.max.ms\": Invalid value for configuration property \"fetch.wait.max.ms\"",
+        "3:1",
+        "librdkafka's CONFIGURATION.md lists its properties",
+    ),
+    (
         "[checkpoint]\njob = \"a b\"\n",
         "`checkpoint.job` is \"a b\"",
         "2:7",
@@ -365,12 +377,10 @@ fn the_environment_reaches_every_type() {
     assert_eq!(config.cluster.shards, 128);
     assert_eq!(config.input.max_message_bytes.0, 2 << 20);
     assert_eq!(config.log.level.toml().unwrap(), "\"debug\"", "the full name wins over the short one");
-    let properties = config.kafka_properties();
-    for (name, value) in
-        [("bootstrap.servers", "a:1,b:2"), ("sasl.password", "hunter2"), ("sasl.mechanisms", "SCRAM-SHA-512")]
-    {
-        assert!(properties.contains(&(name.into(), value.into())), "{name}");
-    }
+    let kafka = config.kafka_config();
+    assert_eq!((kafka.brokers.as_str(), kafka.security.protocol.name()), ("a:1,b:2", "SASL_SSL"));
+    assert_eq!(kafka.security.password.as_ref().unwrap().0, "hunter2");
+    assert_eq!(kafka.security.sasl_mechanism.as_deref(), Some("SCRAM-SHA-512"));
     assert!(!format!("{config:?}").contains("hunter2"));
     assert!(!format!("{:?}", config.effective()).contains("hunter2"));
 
