@@ -451,7 +451,7 @@ fn write_head(out: &mut Vec<u8>, position: Position, endpoint: &[u8], event_type
     out.extend_from_slice(b"\",\"event_type\":\"");
     out.extend_from_slice(event_type.as_bytes());
     out.extend_from_slice(b"\",\"timestamp\":\"");
-    out.extend_from_slice(time::format(timestamp_ms).as_bytes());
+    out.extend_from_slice(&time::format_bytes(timestamp_ms));
     out.extend_from_slice(b"\",\"source\":\"");
     out.extend_from_slice(topic.as_bytes());
     out.extend_from_slice(b"\",\"data\":");

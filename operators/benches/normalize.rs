@@ -1,0 +1,99 @@
+//! Normalization against the mere validation of the same bytes, in one run: `cargo bench -p logster-operators`.
+//!
+//! Reads the captures under `LOGSTER_CORPUS`, 64 MB a platform. Prints, for each platform, events/s and MB/s (payload
+//! bytes, 10^6) of sonic-rs and of serde_json validating, of the normalizer, and what share of the faster library's
+//! speed that is. The best of seven interleaved rounds each, so that neighbours disturb all alike.
+
+use std::io::BufRead;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use logster_operators::normalize::{NormalizeConfig, Normalizer, Outcome, RawRecord};
+use logster_schema::{RawTopic, TimeLimits};
+
+const BYTES_A_PLATFORM: usize = 64_000_000;
+const ROUNDS: usize = 7;
+
+fn main() {
+    let Some(root) = std::env::var_os("LOGSTER_CORPUS").map(PathBuf::from) else {
+        println!("skipped: LOGSTER_CORPUS is not set");
+        return;
+    };
+    for platform in ["windows", "linux"] {
+        let messages = load(root.join(platform));
+        let bytes: usize = messages.iter().map(|(_, payload)| payload.len()).sum();
+        let runs: [(&str, fn(&[(RawTopic, Vec<u8>)]) -> usize); 3] =
+            [("sonic-rs validates", sonic), ("serde_json validates", serde), ("normalize", normalize)];
+        let mut best = [f64::INFINITY; 3];
+        for _ in 0..ROUNDS {
+            for (best, (name, run)) in best.iter_mut().zip(runs) {
+                let start = Instant::now();
+                assert_eq!(run(&messages), messages.len(), "{name}: every message is accepted");
+                *best = best.min(start.elapsed().as_secs_f64());
+            }
+        }
+        println!("{platform}: {} events of {} bytes on average", messages.len(), bytes / messages.len());
+        for (best, (name, _)) in best.iter().zip(runs) {
+            let (events, mb) = (messages.len() as f64 / best, bytes as f64 / best / 1e6);
+            println!("  {name:<22}{events:>12.0} events/s {mb:>8.0} MB/s");
+        }
+        println!("  normalize runs at {:.2} of the faster library's validation", best[0].min(best[1]) / best[2]);
+    }
+}
+
+fn sonic(messages: &[(RawTopic, Vec<u8>)]) -> usize {
+    messages.iter().filter(|(_, payload)| sonic_rs::from_slice::<sonic_rs::LazyValue>(payload).is_ok()).count()
+}
+
+fn serde(messages: &[(RawTopic, Vec<u8>)]) -> usize {
+    messages.iter().filter(|(_, payload)| serde_json::from_slice::<serde::de::IgnoredAny>(payload).is_ok()).count()
+}
+
+fn normalize(messages: &[(RawTopic, Vec<u8>)]) -> usize {
+    let config = NormalizeConfig { time: TimeLimits::default(), max_message_bytes: 1 << 20 };
+    let mut normalizer = Normalizer::new(config);
+    let record = |offset: usize, topic, payload| RawRecord {
+        topic,
+        partition: 0,
+        offset: offset as i64,
+        arrival_ms: 1_600_000_000_000,
+        key: None,
+        payload,
+    };
+    let accepted = messages.iter().enumerate().filter(|(i, (topic, payload))| {
+        matches!(std::hint::black_box(normalizer.normalize(&record(*i, *topic, payload))), Outcome::Event(_))
+    });
+    accepted.count()
+}
+
+/// An equal share of every capture in the folder.
+fn load(folder: PathBuf) -> Vec<(RawTopic, Vec<u8>)> {
+    #[derive(serde::Deserialize)]
+    struct Line<'a> {
+        topic: &'a str,
+        #[serde(borrow)]
+        value: &'a serde_json::value::RawValue,
+    }
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).expect("folder").map(|e| e.expect("entry").path()).collect();
+    files.retain(|path| path.extension().is_some_and(|e| e == "zst"));
+    files.sort();
+    let share = BYTES_A_PLATFORM / files.len();
+    let mut messages = Vec::new();
+    for path in files {
+        let mut decoder = zstd::Decoder::new(std::fs::File::open(path).expect("file")).expect("zstd");
+        decoder.window_log_max(27).expect("window");
+        let mut bytes = 0;
+        for line in std::io::BufReader::new(decoder).lines() {
+            let line = line.expect("line");
+            let line: Line = serde_json::from_str(&line).expect("envelope");
+            let payload = line.value.get().as_bytes().to_vec();
+            bytes += payload.len();
+            messages.push((RawTopic::from_name(line.topic).expect("topic"), payload));
+            if bytes > share {
+                break;
+            }
+        }
+    }
+    messages
+}
