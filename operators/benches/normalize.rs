@@ -3,6 +3,7 @@
 //! Reads the captures under `LOGSTER_CORPUS`, 64 MB a platform. Prints, for each platform, events/s and MB/s (payload
 //! bytes, 10^6) of sonic-rs and of serde_json validating, of the normalizer, and what share of the faster library's
 //! speed that is. The best of seven interleaved rounds each, so that neighbours disturb all alike.
+//! `-- windows` or `-- linux` measures one platform only.
 
 use std::io::BufRead;
 use std::path::PathBuf;
@@ -14,15 +15,19 @@ use logster_schema::{RawTopic, TimeLimits};
 const BYTES_A_PLATFORM: usize = 64_000_000;
 const ROUNDS: usize = 7;
 
+/// Goes over all messages; returns how many are accepted.
+type Run = fn(&[(RawTopic, Vec<u8>)]) -> usize;
+
 fn main() {
     let Some(root) = std::env::var_os("LOGSTER_CORPUS").map(PathBuf::from) else {
         println!("skipped: LOGSTER_CORPUS is not set");
         return;
     };
-    for platform in ["windows", "linux"] {
+    let wanted = std::env::args().nth(1).filter(|arg| !arg.starts_with("--"));
+    for platform in ["windows", "linux"].into_iter().filter(|p| wanted.as_ref().is_none_or(|w| w == p)) {
         let messages = load(root.join(platform));
         let bytes: usize = messages.iter().map(|(_, payload)| payload.len()).sum();
-        let runs: [(&str, fn(&[(RawTopic, Vec<u8>)]) -> usize); 3] =
+        let runs: [(&str, Run); 3] =
             [("sonic-rs validates", sonic), ("serde_json validates", serde), ("normalize", normalize)];
         let mut best = [f64::INFINITY; 3];
         for _ in 0..ROUNDS {

@@ -91,6 +91,8 @@ const ENDPOINT_SLOTS: usize = 8192;
 const MAX_NAME_BYTES: usize = 255;
 /// 9999-01-01: the year that stands for "never" in many systems is no event time.
 const YEAR_9999_MS: TimeMs = 253_370_764_800_000;
+/// What a record holds beside its endpoint and the content of its message, at most for the usual offsets.
+const HEAD_BYTES: usize = 280;
 const DEFAULT_TENANT: &str = "default";
 const UNKNOWN_HOST: &str = "unknown";
 
@@ -100,7 +102,7 @@ pub struct Normalizer {
     endpoints: EndpointCache,
     event_data: sysmon::EventData,
     fields: FieldsBuilder,
-    scratch: [String; 2],
+    scratch: Vec<u8>,
 }
 
 impl Normalizer {
@@ -111,7 +113,7 @@ impl Normalizer {
             endpoints: EndpointCache { slots: (0..ENDPOINT_SLOTS).map(|_| None).collect() },
             event_data: sysmon::EventData::default(),
             fields: Fields::builder(),
-            scratch: Default::default(),
+            scratch: Vec::new(),
         }
     }
 
@@ -142,8 +144,8 @@ impl Normalizer {
     }
 
     fn accept(&mut self, record: &RawRecord<'_>, tenant: Option<&str>) -> Result<Normalized, Refusal> {
-        // Offsets within the text are 32 bits wide.
-        let limit = self.config.max_message_bytes.min(u32::MAX as usize / 2);
+        // UTF-16 grows by half when it becomes UTF-8.
+        let limit = self.config.max_message_bytes.min(json::MAX_BYTES / 2);
         if record.payload.len() > limit {
             let detail = format!("{} bytes, the limit is {limit}", record.payload.len());
             return Err(Refusal(DeadLetterReason::TooLarge, detail));
@@ -152,10 +154,10 @@ impl Normalizer {
         let text = &*text;
         let envelope = Envelope::read(text, Some(&mut self.event_data))?;
         let windows = record.topic == RawTopic::Sysmon;
-        if windows && envelope.winlog.kind != Type::Object {
+        if windows && envelope.winlog.kind() != Type::Object {
             return Err(Refusal(DeadLetterReason::MissingContent, "no `winlog` object".to_owned()));
         }
-        if !windows && envelope.message.kind != Type::String {
+        if !windows && envelope.message.kind() != Type::String {
             return Err(Refusal(DeadLetterReason::MissingContent, "no `message` string".to_owned()));
         }
 
@@ -176,7 +178,9 @@ impl Normalizer {
         let position = Position { topic: record.topic, partition: record.partition, offset: record.offset };
 
         let id = if windows { envelope.event_id(text) } else { None };
-        let mut out = Vec::with_capacity(text.len() + 256);
+        // Data is published about as it came, so this is nearly always room enough, and seldom much too much.
+        let content = if windows { self.event_data.raw } else { envelope.message };
+        let mut out = Vec::with_capacity(HEAD_BYTES + interned.json.len() + content.bytes());
         write_head(&mut out, position, &interned.json, event_type(record.topic, id), timestamp_ms);
         let kind = if windows {
             self.event_data.write(&mut out, text, id, envelope.event_id, envelope.lone_surrogate);
@@ -187,11 +191,12 @@ impl Normalizer {
             kind
         } else {
             let message = envelope.message;
-            let unescaped = message.text(text).unwrap_or_default();
+            let unescaped =
+                if message.escaped() { message.unescape(text, &mut self.scratch) } else { message.raw(text) };
             let kind = match record.topic {
-                RawTopic::EbpfProcess => exec(&mut out, &mut self.fields, &unescaped),
-                RawTopic::EbpfFile => file(&mut out, &mut self.fields, &unescaped),
-                RawTopic::EbpfNetwork => network(&mut out, &mut self.fields, &unescaped),
+                RawTopic::EbpfProcess => exec(&mut out, &mut self.fields, unescaped),
+                RawTopic::EbpfFile => file(&mut out, &mut self.fields, unescaped),
+                RawTopic::EbpfNetwork => network(&mut out, &mut self.fields, unescaped),
                 RawTopic::Auditd | RawTopic::Sysmon => None,
             };
             kind.unwrap_or_else(|| {
@@ -199,7 +204,7 @@ impl Normalizer {
                 push_raw(&mut out, message.raw(text), envelope.lone_surrogate);
                 out.extend_from_slice(b"\"}");
                 match record.topic {
-                    RawTopic::Auditd => audit(&mut self.fields, &unescaped),
+                    RawTopic::Auditd => audit(&mut self.fields, unescaped),
                     _ => Kind::Opaque,
                 }
             })
@@ -233,7 +238,7 @@ pub fn routing_key(topic: RawTopic, payload: &[u8]) -> String {
         let (tenant, host) = (envelope.tenant(&text), envelope.host(&text, topic.platform()));
         Ok::<_, Refusal>(new_endpoint(&tenant, &host).key().to_owned())
     };
-    let fits = payload.len() <= u32::MAX as usize / 2;
+    let fits = payload.len() <= json::MAX_BYTES / 2;
     key(if fits { payload } else { b"" }).unwrap_or_else(|_| format!("{DEFAULT_TENANT}:{UNKNOWN_HOST}"))
 }
 
@@ -294,14 +299,27 @@ impl Envelope {
             data.clear();
         }
         let mut scanner = Scanner::new(text);
-        if scanner.peek() != Some(b'{') {
-            scanner.value()?;
-            scanner.finish()?;
+        let object = scanner.peek() == Some(b'{');
+        let read = if object { e.members(&mut scanner, event_data) } else { scanner.value().map(drop) };
+        if read.and_then(|()| scanner.finish()).is_err() {
+            return Err(scanner.error().into());
+        }
+        if !object {
             return Err(Refusal(DeadLetterReason::NotAnObject, "the message is JSON, but no object".to_owned()));
         }
+        e.lone_surrogate = scanner.lone_surrogate;
+        Ok(e)
+    }
+
+    fn members(
+        &mut self,
+        scanner: &mut Scanner<'_>,
+        mut event_data: Option<&mut sysmon::EventData>,
+    ) -> json::Result<()> {
+        let (text, e) = (scanner.text(), self);
         // A member that occurs twice: all that its first occurrence said is forgotten.
         scanner.object(|s, key| {
-            match &*name(text, key) {
+            match &*key.name(text) {
                 "@timestamp" => e.recorded = s.value()?,
                 "timestamp" => e.timestamp = s.value()?,
                 "message" => e.message = s.value()?,
@@ -357,9 +375,7 @@ impl Envelope {
             }
             Ok(())
         })?;
-        scanner.finish()?;
-        e.lone_surrogate = scanner.lone_surrogate;
-        Ok(e)
+        Ok(())
     }
 
     fn tenant<'a>(&self, text: &'a str) -> Cow<'a, str> {
@@ -382,33 +398,37 @@ impl Envelope {
     }
 }
 
-fn name(text: &str, key: Value) -> Cow<'_, str> {
-    key.text(text).unwrap_or_default()
-}
-
 /// Reads the members of an object, or skips what is none.
 #[inline]
 fn members<'a>(
     scanner: &mut Scanner<'a>,
-    mut member: impl FnMut(&mut Scanner<'a>, &str) -> Result<(), json::Error>,
-) -> Result<Value, json::Error> {
+    mut member: impl FnMut(&mut Scanner<'a>, &str) -> json::Result<()>,
+) -> json::Result<Value> {
     if scanner.peek() != Some(b'{') {
         return scanner.value();
     }
     scanner.object(|s, key| {
         let text = s.text();
-        member(s, &name(text, key))
+        member(s, &key.name(text))
     })
 }
 
 /// A host or tenant: trimmed, cut, and absent when empty.
 fn label(text: &str, value: Value) -> Option<Cow<'_, str>> {
-    let cut = |s: &str| s.trim().floor_char_boundary(MAX_NAME_BYTES);
+    fn cut(s: &str) -> &str {
+        let s = trim(s);
+        &s[..s.floor_char_boundary(MAX_NAME_BYTES)]
+    }
     let label = match value.text(text)? {
-        Cow::Borrowed(s) => Cow::Borrowed(&s.trim()[..cut(s)]),
-        Cow::Owned(s) => Cow::Owned(s.trim()[..cut(&s)].to_owned()),
+        Cow::Borrowed(s) => Cow::Borrowed(cut(s)),
+        Cow::Owned(s) => Cow::Owned(cut(&s).to_owned()),
     };
     (!label.is_empty()).then_some(label)
+}
+
+/// [`str::trim`], which asks Unicode about every character; text that begins and ends in ASCII print needs none.
+fn trim(text: &str) -> &str {
+    if matches!(text.as_bytes(), [b'!'..=b'~', .., b'!'..=b'~']) { text } else { text.trim() }
 }
 
 fn new_endpoint(tenant: &str, host: &str) -> Endpoint {
@@ -418,7 +438,7 @@ fn new_endpoint(tenant: &str, host: &str) -> Endpoint {
 /// A time as a shipper may write it: ISO 8601, or seconds or milliseconds since 1970 as a number or in a string.
 fn event_time(text: &str, value: Value) -> Option<TimeMs> {
     let written = value.text(text)?;
-    let ms = match value.kind {
+    let ms = match value.kind() {
         Type::String => time::parse(&written).or_else(|| time::from_epoch(written.trim().parse().ok()?)),
         _ => time::from_epoch(written.parse().ok()?),
     };
@@ -437,24 +457,33 @@ fn event_type(topic: RawTopic, id: Option<i64>) -> &'static str {
 
 /// Everything before the value of `data`.
 fn write_head(out: &mut Vec<u8>, position: Position, endpoint: &[u8], event_type: &str, timestamp_ms: TimeMs) {
-    let topic = position.topic.name();
-    out.extend_from_slice(b"{\"event_id\":\"");
-    out.extend_from_slice(topic.as_bytes());
-    out.push(b':');
+    macro_rules! fixed {
+        ($topic:literal, $platform:literal) => {
+            (
+                concat!("{\"event_id\":\"", $topic, ":").as_bytes(),
+                concat!(",\"platform\":\"", $platform, "\",\"event_type\":\"").as_bytes(),
+                concat!("\",\"source\":\"", $topic, "\",\"data\":").as_bytes(),
+            )
+        };
+    }
+    let (before_id, before_type, before_data) = match position.topic {
+        RawTopic::Sysmon => fixed!("sysmon-logs", "windows"),
+        RawTopic::Auditd => fixed!("linux-auditd-logs", "linux"),
+        RawTopic::EbpfProcess => fixed!("linux-ebpf-process-logs", "linux"),
+        RawTopic::EbpfFile => fixed!("linux-ebpf-file-logs", "linux"),
+        RawTopic::EbpfNetwork => fixed!("linux-ebpf-network-logs", "linux"),
+    };
+    out.extend_from_slice(before_id);
     push_int(out, position.partition.into());
     out.push(b':');
     push_int(out, position.offset);
     out.extend_from_slice(b"\",");
     out.extend_from_slice(endpoint);
-    out.extend_from_slice(b",\"platform\":\"");
-    out.extend_from_slice(position.topic.platform().name().as_bytes());
-    out.extend_from_slice(b"\",\"event_type\":\"");
+    out.extend_from_slice(before_type);
     out.extend_from_slice(event_type.as_bytes());
     out.extend_from_slice(b"\",\"timestamp\":\"");
     out.extend_from_slice(&time::format_bytes(timestamp_ms));
-    out.extend_from_slice(b"\",\"source\":\"");
-    out.extend_from_slice(topic.as_bytes());
-    out.extend_from_slice(b"\",\"data\":");
+    out.extend_from_slice(before_data);
 }
 
 /// Writes one flat object of strings and numbers.

@@ -47,14 +47,28 @@ pub fn from_epoch(value: f64) -> Option<TimeMs> {
 /// the time that the general parser takes. `None`: another form, or no time.
 fn parse_plain(text: &[u8]) -> Option<TimeMs> {
     let (fixed, rest) = text.split_first_chunk::<19>()?;
-    let number = |range: std::ops::Range<usize>| {
-        fixed[range].iter().try_fold(0i64, |n, b| b.is_ascii_digit().then(|| n * 10 + i64::from(b - b'0')))
-    };
     let [b'-', b'-', b'T' | b' ', b':', b':'] = [fixed[4], fixed[7], fixed[10], fixed[13], fixed[16]] else {
         return None;
     };
-    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+    let millis = match rest {
+        [] | [b'Z'] => [b'0'; 3],
+        [b'.', a, b, c] | [b'.', a, b, c, b'Z'] => [*a, *b, *c],
+        _ => return None,
+    };
+    // All digits are judged at once, by whether any was none.
+    let mut none = 0;
+    let mut digit = |b: u8| {
+        let d = b.wrapping_sub(b'0');
+        none |= u8::from(d > 9);
+        i64::from(d)
+    };
+    let mut two = |at: usize| digit(fixed[at]) * 10 + digit(fixed[at + 1]);
+    let (year, month, day) = (two(0) * 100 + two(2), two(5), two(8));
+    let (hour, minute, second) = (two(11), two(14), two(17));
+    let millis = digit(millis[0]) * 100 + digit(millis[1]) * 10 + digit(millis[2]);
+    if none != 0 {
+        return None;
+    }
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let days_in_month = match month {
         2 => 28 + i64::from(leap),
@@ -65,14 +79,6 @@ fn parse_plain(text: &[u8]) -> Option<TimeMs> {
     if !(1..=days_in_month).contains(&day) || hour > 23 || minute > 59 || second > 59 {
         return None;
     }
-    let rest = rest.strip_suffix(b"Z").unwrap_or(rest);
-    let millis = match rest {
-        [] => 0,
-        [b'.', a, b, c] if [a, b, c].iter().all(|d| d.is_ascii_digit()) => {
-            i64::from(a - b'0') * 100 + i64::from(b - b'0') * 10 + i64::from(c - b'0')
-        }
-        _ => return None,
-    };
     // Days since 1970, counting years from March so that the leap day ends one.
     let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days = 365 * y + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day - 719_469;
@@ -91,7 +97,7 @@ pub fn format(ms: TimeMs) -> String {
 /// [`format`] without an allocation, for whoever writes millions of records.
 pub fn format_bytes(ms: TimeMs) -> [u8; 24] {
     let ms = ms.clamp(MIN_TIME_MS, MAX_TIME_MS);
-    let (days, of_day) = (ms / 86_400_000, ms % 86_400_000);
+    let (days, of_day) = ((ms / 86_400_000) as u32, (ms % 86_400_000) as u32);
     // The reverse of the count in `parse_plain`, by eras of 400 years from 1 March of the year 0.
     let from_march = days + 719_468;
     let (era, of_era) = (from_march / 146_097, from_march % 146_097);
@@ -100,21 +106,21 @@ pub fn format_bytes(ms: TimeMs) -> [u8; 24] {
     let m = (5 * of_year + 2) / 153;
     let day = of_year - (153 * m + 2) / 5 + 1;
     let month = if m < 10 { m + 3 } else { m - 9 };
-    let year = era * 400 + year_of_era + i64::from(month <= 2);
+    let year = era * 400 + year_of_era + u32::from(month <= 2);
     let mut out = *b"0000-00-00T00:00:00.000Z";
-    let mut put = |last: usize, width: usize, mut n: i64| {
-        for digit in out[last + 1 - width..=last].iter_mut().rev() {
-            *digit = b'0' + (n % 10) as u8;
-            n /= 10;
-        }
+    let mut two = |at: usize, n: u32| {
+        out[at] = b'0' + (n / 10 % 10) as u8;
+        out[at + 1] = b'0' + (n % 10) as u8;
     };
-    put(3, 4, year);
-    put(6, 2, month);
-    put(9, 2, day);
-    put(12, 2, of_day / 3_600_000);
-    put(15, 2, of_day / 60_000 % 60);
-    put(18, 2, of_day / 1000 % 60);
-    put(22, 3, of_day % 1000);
+    two(0, year / 100);
+    two(2, year % 100);
+    two(5, month);
+    two(8, day);
+    two(11, of_day / 3_600_000);
+    two(14, of_day / 60_000 % 60);
+    two(17, of_day / 1000 % 60);
+    two(20, of_day % 1000 / 10);
+    out[22] = b'0' + (of_day % 10) as u8;
     out
 }
 

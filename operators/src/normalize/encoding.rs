@@ -19,9 +19,13 @@ pub fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, String> {
 }
 
 fn utf8(bytes: &[u8]) -> Result<Cow<'_, str>, String> {
-    match std::str::from_utf8(bytes) {
+    // The basic flavour is the fast one, the other knows where it broke.
+    match simdutf8::basic::from_utf8(bytes) {
         Ok(text) => Ok(Cow::Borrowed(text)),
-        Err(e) => Err(format!("invalid UTF-8 after byte {}", e.valid_up_to())),
+        Err(_) => {
+            let at = simdutf8::compat::from_utf8(bytes).map_or_else(|e| e.valid_up_to(), str::len);
+            Err(format!("invalid UTF-8 after byte {at}"))
+        }
     }
 }
 

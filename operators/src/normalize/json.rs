@@ -10,6 +10,8 @@
 
 use std::borrow::Cow;
 
+use wide::u8x16;
+
 /// Nesting from here on is refused; readers of the output that stop at 128 levels (serde_json) can read what passes.
 pub const MAX_DEPTH: u32 = 128;
 
@@ -33,30 +35,124 @@ pub enum Type {
     Array,
 }
 
+const TYPES: [Type; 8] =
+    [Type::Absent, Type::Null, Type::Bool, Type::Number, Type::String, Type::Object, Type::Array, Type::Absent];
+
+/// Longest text that can be scanned, in bytes.
+pub const MAX_BYTES: usize = (1 << OFFSET_BITS) - 1;
+const OFFSET_BITS: u32 = 30;
+
 /// A value by its place in the text.
+///
+/// One word (start, end, type, escaped), so that it travels in a register: as a struct of its parts it made the
+/// scanner wait for memory, half of its time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Value {
-    /// What it is.
-    pub kind: Type,
-    /// It is a string with a backslash in it.
-    pub escaped: bool,
-    /// First byte.
-    pub start: u32,
-    /// Byte after the last.
-    pub end: u32,
-}
+pub struct Value(u64);
 
 impl Value {
+    #[inline]
+    fn new(kind: Type, escaped: bool, start: usize, end: usize) -> Self {
+        let offsets = start as u64 | (end as u64) << OFFSET_BITS;
+        Self(offsets | (kind as u64) << (2 * OFFSET_BITS) | u64::from(escaped) << 63)
+    }
+
+    /// What it is.
+    #[inline]
+    pub fn kind(self) -> Type {
+        TYPES[(self.0 >> (2 * OFFSET_BITS) & 7) as usize]
+    }
+
+    /// It is a string with a backslash in it.
+    #[inline]
+    pub fn escaped(self) -> bool {
+        self.0 >> 63 != 0
+    }
+
+    #[inline]
+    fn start(self) -> usize {
+        self.0 as usize & MAX_BYTES
+    }
+
+    #[inline]
+    fn end(self) -> usize {
+        (self.0 >> OFFSET_BITS) as usize & MAX_BYTES
+    }
+
+    /// Bytes of the text that it takes.
+    #[inline]
+    pub fn bytes(self) -> usize {
+        self.end() - self.start()
+    }
+
     /// The value as it stands in `text`; a string without its quotes, still escaped.
-    pub fn raw<'a>(&self, text: &'a str) -> &'a str {
-        &text[self.start as usize..self.end as usize]
+    #[inline]
+    pub fn raw(self, text: &str) -> &str {
+        &text[self.start()..self.end()]
+    }
+
+    /// Decodes a string, with `out` for room, whose content is lost; half a surrogate pair becomes U+FFFD.
+    pub fn unescape<'a>(self, text: &str, out: &'a mut Vec<u8>) -> &'a str {
+        let (bytes, end) = (text.as_bytes(), self.end());
+        // Decoding never lengthens; whole chunks are stored, so there must be room for one more.
+        let room = self.bytes() + 16;
+        if out.len() < room {
+            out.resize(room, 0);
+        }
+        let (mut at, mut len) = (self.start(), 0);
+        while at < end {
+            // Chunks may reach beyond the string: its closing quote is a hit. Only the end of a message has none.
+            let chunk = bytes[at..].first_chunk().copied().unwrap_or_else(|| {
+                let mut padded = [b'"'; 16];
+                padded[..bytes.len() - at].copy_from_slice(&bytes[at..]);
+                padded
+            });
+            let (word, mut hits, mut from) = (u128::from_le_bytes(chunk), special(&chunk), 0);
+            loop {
+                let n = hits.trailing_zeros().min(16);
+                out[len..len + 16].copy_from_slice(&(word >> (8 * from)).to_le_bytes());
+                len += (n - from) as usize;
+                // Of what `special` finds, the scanner has let only backslashes pass.
+                if n == 16 || at + n as usize >= end {
+                    at += n as usize;
+                    break;
+                }
+                match chunk.get(n as usize + 1) {
+                    Some(&same @ (b'\\' | b'"')) if n < 14 => {
+                        out[len] = same;
+                        len += 1;
+                        hits &= !(3 << n);
+                        from = n + 2;
+                    }
+                    _ => {
+                        at += n as usize;
+                        let (c, taken) = escaped_char(bytes, at);
+                        len += c.encode_utf8(&mut out[len..]).len();
+                        at += taken;
+                        break;
+                    }
+                }
+            }
+        }
+        str::from_utf8(&out[..len]).expect("UTF-8 with some escapes replaced by characters")
+    }
+
+    /// The text of a key or a string.
+    #[inline(always)]
+    pub fn name<'a>(self, text: &'a str) -> Cow<'a, str> {
+        if self.escaped() { Cow::Owned(self.unescaped(text)) } else { Cow::Borrowed(self.raw(text)) }
+    }
+
+    #[cold]
+    fn unescaped(self, text: &str) -> String {
+        self.unescape(text, &mut Vec::new()).to_owned()
     }
 
     /// The text of a string, or the digits of a number.
-    pub fn text<'a>(&self, text: &'a str) -> Option<Cow<'a, str>> {
-        match self.kind {
-            Type::String if self.escaped => Some(Cow::Owned(unescape(self.raw(text)))),
-            Type::String | Type::Number => Some(Cow::Borrowed(self.raw(text))),
+    #[inline]
+    pub fn text<'a>(self, text: &'a str) -> Option<Cow<'a, str>> {
+        match self.kind() {
+            // Only strings have escapes.
+            Type::String | Type::Number => Some(self.name(text)),
             _ => None,
         }
     }
@@ -71,7 +167,12 @@ pub enum Error {
     Invalid(&'static str, usize),
 }
 
-type Result<T> = std::result::Result<T, Error>;
+/// The scanner stopped: [`Scanner::error`] has the rest. Small, so that results travel in registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped;
+
+/// What the scanner's steps return.
+pub type Result<T> = std::result::Result<T, Stopped>;
 
 /// Reads a text from front to back.
 pub struct Scanner<'a> {
@@ -79,19 +180,25 @@ pub struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,
     depth: u32,
+    error: Error,
     /// An escape so far was half of a surrogate pair (Windows file names may hold one).
     pub lone_surrogate: bool,
 }
 
 impl<'a> Scanner<'a> {
-    /// A scanner at the start of `text`, which is shorter than 4 GiB.
+    /// A scanner at the start of `text`, which has at most [`MAX_BYTES`].
     pub fn new(text: &'a str) -> Self {
-        Self { text, bytes: text.as_bytes(), at: 0, depth: 0, lone_surrogate: false }
+        Self { text, bytes: text.as_bytes(), at: 0, depth: 0, error: Error::Invalid("", 0), lone_surrogate: false }
     }
 
     /// The text under the scanner.
     pub fn text(&self) -> &'a str {
         self.text
+    }
+
+    /// Why the scanner stopped, if it did.
+    pub fn error(&self) -> Error {
+        self.error
     }
 
     /// The first byte of the next value or mark.
@@ -106,11 +213,16 @@ impl<'a> Scanner<'a> {
         None
     }
 
-    fn invalid<T>(&self, what: &'static str) -> Result<T> {
-        Err(match self.bytes.get(self.at) {
-            Some(_) => Error::Invalid(what, self.at),
-            None => Error::Invalid("the text ends too early", self.at),
-        })
+    #[cold]
+    fn invalid<T>(&mut self, what: &'static str, at: usize) -> Result<T> {
+        let cut = at >= self.bytes.len();
+        self.stop(Error::Invalid(if cut { "the text ends too early" } else { what }, at))
+    }
+
+    #[cold]
+    fn stop<T>(&mut self, error: Error) -> Result<T> {
+        self.error = error;
+        Err(Stopped)
     }
 
     #[inline]
@@ -119,7 +231,7 @@ impl<'a> Scanner<'a> {
             self.at += 1;
             return Ok(());
         }
-        self.invalid(what)
+        self.invalid(what, self.at)
     }
 
     /// Reads an object and calls `member` for each key; it must consume the value and nothing more.
@@ -129,7 +241,7 @@ impl<'a> Scanner<'a> {
         let start = self.at - 1;
         self.depth += 1;
         if self.depth >= MAX_DEPTH {
-            return Err(Error::TooDeep(start));
+            return self.stop(Error::TooDeep(start));
         }
         if self.peek() == Some(b'}') {
             self.at += 1;
@@ -143,7 +255,7 @@ impl<'a> Scanner<'a> {
                         self.at += 1;
                         break;
                     }
-                    _ => return self.invalid("expected `,` or `}`"),
+                    _ => return self.invalid("expected `,` or `}`", self.at),
                 }
             }
         }
@@ -153,13 +265,13 @@ impl<'a> Scanner<'a> {
 
     #[inline]
     fn span(&self, kind: Type, start: usize) -> Value {
-        Value { kind, escaped: false, start: start as u32, end: self.at as u32 }
+        Value::new(kind, false, start, self.at)
     }
 
     #[inline]
     fn key(&mut self) -> Result<Value> {
         if self.peek() != Some(b'"') {
-            return self.invalid("expected a key in quotes");
+            return self.invalid("expected a key in quotes", self.at);
         }
         let key = self.string()?;
         self.expect(b':', "expected `:`")?;
@@ -182,14 +294,14 @@ impl<'a> Scanner<'a> {
             Some(b't') => self.literal("true", Type::Bool),
             Some(b'f') => self.literal("false", Type::Bool),
             Some(b'n') => self.literal("null", Type::Null),
-            _ => self.invalid("expected a value"),
+            _ => self.invalid("expected a value", self.at),
         }
     }
 
     fn literal(&mut self, word: &'static str, kind: Type) -> Result<Value> {
         let start = self.at;
         if !self.bytes[start..].starts_with(word.as_bytes()) {
-            return self.invalid("expected `true`, `false` or `null`");
+            return self.invalid("expected `true`, `false` or `null`", self.at);
         }
         self.at += word.len();
         Ok(self.span(kind, start))
@@ -200,7 +312,7 @@ impl<'a> Scanner<'a> {
         while matches!(self.bytes.get(self.at), Some(b'0'..=b'9')) {
             self.at += 1;
         }
-        if self.at == start { self.invalid("expected a digit") } else { Ok(()) }
+        if self.at == start { self.invalid("expected a digit", self.at) } else { Ok(()) }
     }
 
     fn number(&mut self) -> Result<Value> {
@@ -229,7 +341,7 @@ impl<'a> Scanner<'a> {
         // Copied verbatim into the output, a number beyond f64 would make that unreadable for strict readers.
         let far = exponent || self.at - start > 300;
         if far && !self.text[start..self.at].parse::<f64>().is_ok_and(f64::is_finite) {
-            return Err(Error::Invalid("the number is out of range", start));
+            return self.stop(Error::Invalid("the number is out of range", start));
         }
         Ok(self.span(Type::Number, start))
     }
@@ -239,42 +351,59 @@ impl<'a> Scanner<'a> {
     fn string(&mut self) -> Result<Value> {
         let start = self.at + 1;
         let mut escaped = false;
-        self.at = start;
-        loop {
-            self.at = plain_until(self.bytes, self.at);
-            match self.bytes.get(self.at) {
-                Some(b'"') => {
-                    self.at += 1;
-                    let end = self.at as u32 - 1;
-                    return Ok(Value { kind: Type::String, escaped, start: start as u32, end });
+        let mut at = start;
+        let end = 'chunks: loop {
+            let Some(chunk) = self.bytes.get(at..).and_then(|rest| rest.first_chunk()) else {
+                // The last few bytes of the message.
+                at = plain_until(self.bytes, at);
+                match self.bytes.get(at) {
+                    Some(b'"') => break at,
+                    Some(b'\\') => {
+                        escaped = true;
+                        at = self.escape(at)?;
+                        continue;
+                    }
+                    _ => return self.invalid("control character in a string", at),
                 }
-                Some(b'\\') => {
-                    escaped = true;
-                    self.escape()?;
+            };
+            let mut hits = special(chunk);
+            while hits != 0 {
+                let n = hits.trailing_zeros() as usize;
+                match chunk[n] {
+                    b'"' => break 'chunks at + n,
+                    b'\\' => {
+                        escaped = true;
+                        // A path is full of these: no second look at the chunk.
+                        if let Some(b'\\' | b'"') = chunk.get(n + 1) {
+                            hits &= !(3 << n);
+                            continue;
+                        }
+                        at = self.escape(at + n)?;
+                        continue 'chunks;
+                    }
+                    _ => return self.invalid("control character in a string", at + n),
                 }
-                _ => return self.invalid("control character in a string"),
             }
-        }
+            at += 16;
+        };
+        self.at = end + 1;
+        Ok(Value::new(Type::String, escaped, start, end))
     }
 
-    #[inline]
-    fn escape(&mut self) -> Result<()> {
-        match self.bytes.get(self.at + 1) {
-            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 2,
+    /// Checks the escape at `at`; returns where the string goes on.
+    fn escape(&mut self, at: usize) -> Result<usize> {
+        match self.bytes.get(at + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(at + 2),
             Some(b'u') => {
-                let Some(unit) = hex4(self.bytes, self.at + 2) else {
-                    return self.invalid("expected four hexadecimal digits after `\\u`");
+                let Some(unit) = hex4(self.bytes, at + 2) else {
+                    return self.invalid("expected four hexadecimal digits after `\\u`", at);
                 };
-                let (_, len) = join_surrogates(self.bytes, self.at, unit);
+                let (_, len) = join_surrogates(self.bytes, at, unit);
                 self.lone_surrogate |= len == 6 && (0xD800..0xE000).contains(&unit);
-                self.at += len;
+                Ok(at + len)
             }
-            _ => {
-                self.at = (self.at + 1).min(self.bytes.len());
-                return self.invalid("unknown escape");
-            }
+            _ => self.invalid("unknown escape", at + 1),
         }
-        Ok(())
     }
 
     /// Skips an object or array without recursion.
@@ -289,7 +418,7 @@ impl<'a> Scanner<'a> {
                 Some(open @ (b'{' | b'[')) => {
                     depth += 1;
                     if self.depth + depth >= MAX_DEPTH {
-                        return Err(Error::TooDeep(self.at));
+                        return self.stop(Error::TooDeep(self.at));
                     }
                     self.at += 1;
                     objects = objects << 1 | u128::from(open == b'{');
@@ -320,7 +449,8 @@ impl<'a> Scanner<'a> {
                     }
                     Some(b'}') if in_object => {}
                     Some(b']') if !in_object => {}
-                    _ => return self.invalid(if in_object { "expected `,` or `}`" } else { "expected `,` or `]`" }),
+                    _ if in_object => return self.invalid("expected `,` or `}`", self.at),
+                    _ => return self.invalid("expected `,` or `]`", self.at),
                 }
                 self.at += 1;
                 objects >>= 1;
@@ -333,25 +463,27 @@ impl<'a> Scanner<'a> {
 
     /// Checks that nothing but white space is left.
     pub fn finish(&mut self) -> Result<()> {
-        if self.peek().is_some() { self.invalid("text after the end of the value") } else { Ok(()) }
+        if self.peek().is_some() { self.invalid("text after the end of the value", self.at) } else { Ok(()) }
     }
 }
 
-/// The first byte from `at` on that a string cannot simply contain: a quote, a backslash or a control character.
+/// A bit for each byte that a string cannot simply contain: quotes, backslashes, control characters.
+#[inline]
+fn special(chunk: &[u8; 16]) -> u32 {
+    let x = u8x16::new(*chunk);
+    let control = x.min(u8x16::splat(0x1F)).simd_eq(x);
+    (control | x.simd_eq(u8x16::splat(b'"')) | x.simd_eq(u8x16::splat(b'\\'))).to_bitmask()
+}
+
+/// The first special byte from `at` on.
 #[inline]
 fn plain_until(bytes: &[u8], mut at: usize) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGH: u64 = 0x8080_8080_8080_8080;
-    while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
-        let x = u64::from_le_bytes(*chunk);
-        // The classic zero-byte test; a false mark can only stand above the first true one.
-        let zero = |y: u64| y.wrapping_sub(ONES) & !y;
-        let control = x.wrapping_sub(ONES * 0x20) & !x;
-        let hit = (zero(x ^ (ONES * u64::from(b'"'))) | zero(x ^ (ONES * u64::from(b'\\'))) | control) & HIGH;
-        if hit != 0 {
-            return at + (hit.trailing_zeros() / 8) as usize;
+    while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
+        let hits = special(chunk);
+        if hits != 0 {
+            return at + hits.trailing_zeros() as usize;
         }
-        at += 8;
+        at += 16;
     }
     while bytes.get(at).is_some_and(|&b| b != b'"' && b != b'\\' && b >= 0x20) {
         at += 1;
@@ -375,33 +507,17 @@ fn join_surrogates(bytes: &[u8], at: usize, unit: u32) -> (char, usize) {
     (char::from_u32(unit).unwrap_or(char::REPLACEMENT_CHARACTER), 6)
 }
 
-/// Decodes a string that the scanner has accepted; half a surrogate pair becomes U+FFFD.
-pub fn unescape(raw: &str) -> String {
-    let mut out = String::with_capacity(raw.len());
-    unescape_into(raw, usize::MAX, &mut out);
-    out
-}
-
-/// As [`unescape`], but appends to `out` and may stop once `out` holds `limit` bytes.
-pub fn unescape_into(raw: &str, limit: usize, out: &mut String) {
-    let bytes = raw.as_bytes();
-    let mut at = 0;
-    while out.len() < limit {
-        let plain = memchr::memchr(b'\\', &bytes[at..]).map_or(bytes.len(), |n| at + n);
-        out.push_str(&raw[at..plain]);
-        at = plain;
-        let Some(&code) = bytes.get(at + 1) else { return };
-        let (c, len) = match code {
-            b'b' => ('\u{8}', 2),
-            b'f' => ('\u{c}', 2),
-            b'n' => ('\n', 2),
-            b'r' => ('\r', 2),
-            b't' => ('\t', 2),
-            b'u' => join_surrogates(bytes, at, hex4(bytes, at + 2).unwrap_or(0xFFFD)),
-            other => (char::from(other), 2),
-        };
-        out.push(c);
-        at += len;
+/// What the escape at `at` stands for, and the bytes it takes.
+fn escaped_char(bytes: &[u8], at: usize) -> (char, usize) {
+    match bytes.get(at + 1) {
+        Some(b'b') => ('\u{8}', 2),
+        Some(b'f') => ('\u{c}', 2),
+        Some(b'n') => ('\n', 2),
+        Some(b'r') => ('\r', 2),
+        Some(b't') => ('\t', 2),
+        Some(b'u') => join_surrogates(bytes, at, hex4(bytes, at + 2).unwrap_or(0xFFFD)),
+        Some(&other) => (char::from(other), 2),
+        None => (char::REPLACEMENT_CHARACTER, 2),
     }
 }
 

@@ -13,7 +13,8 @@ use std::collections::BTreeMap;
 
 use logster_schema::{Field, Kind, observation::FieldsBuilder, observation::MAX_FIELD_BYTES};
 
-use super::json::{self, Scanner, Type, Value, push_int, push_raw, push_string, unescape_into};
+use super::json::{self, Scanner, Type, Value, push_int, push_raw, push_string};
+use super::trim;
 
 /// Longest call trace kept for the graph, in bytes: its innermost frames tell, and id 10 is half of all events.
 const CALL_TRACE_BYTES: usize = 1024;
@@ -125,7 +126,7 @@ impl EventData {
     }
 
     /// Reads the value at `scanner`, replacing what was read before.
-    pub fn read(&mut self, scanner: &mut Scanner<'_>) -> Result<(), json::Error> {
+    pub fn read(&mut self, scanner: &mut Scanner<'_>) -> json::Result<()> {
         self.clear();
         self.raw = if scanner.peek() == Some(b'{') {
             scanner.object(|scanner, key| {
@@ -141,11 +142,7 @@ impl EventData {
 
     #[inline]
     fn member(&mut self, text: &str, key: Value, value: Value) {
-        let slot = match key.escaped {
-            false => slot(key.raw(text).as_bytes()),
-            true => slot(json::unescape(key.raw(text)).as_bytes()),
-        };
-        match slot {
+        match slot(key.name(text).as_bytes()) {
             Some(Slot::Field(field)) => {
                 let bit = 1 << field as u8;
                 if self.seen & bit == 0 {
@@ -159,14 +156,14 @@ impl EventData {
                 }
             }
             Some(Slot::UtcTime) => {
-                self.duplicates |= self.utc_time.kind != Type::Absent;
+                self.duplicates |= self.utc_time.kind() != Type::Absent;
                 self.utc_time = value;
             }
             None => {
                 // Comparing with each is quick for the few that occur; beyond that, look closer when publishing.
                 let raw = key.raw(text);
                 self.duplicates |=
-                    key.escaped || self.others.len() >= 32 || self.others.iter().any(|other| other.raw(text) == raw);
+                    key.escaped() || self.others.len() >= 32 || self.others.iter().any(|other| other.raw(text) == raw);
                 if self.others.len() < 32 {
                     self.others.push(key);
                 }
@@ -186,13 +183,13 @@ impl EventData {
     pub fn write(&self, out: &mut Vec<u8>, text: &str, id: Option<i64>, raw_id: Value, lone_surrogate: bool) {
         let Some(typed) = typed(id) else {
             out.extend_from_slice(b"{\"sysmon_event_id\":");
-            match (id, raw_id.kind) {
+            match (id, raw_id.kind()) {
                 (Some(id), _) => push_int(out, id),
                 (None, Type::String) => push_quoted(out, text, raw_id, lone_surrogate),
                 (None, _) => out.extend_from_slice(b"null"),
             }
             out.extend_from_slice(b",\"event_data\":");
-            match self.raw.kind {
+            match self.raw.kind() {
                 Type::Absent | Type::Null => out.extend_from_slice(b"{}"),
                 Type::String => push_quoted(out, text, self.raw, lone_surrogate),
                 _ if self.duplicates => write_deduplicated(out, text, self.raw, lone_surrogate),
@@ -211,7 +208,7 @@ impl EventData {
         for &(field, published) in typed.fields {
             if let Some(value) = self.get(text, field) {
                 name(out, published);
-                match value.kind {
+                match value.kind() {
                     Type::String => push_quoted(out, text, value, lone_surrogate),
                     _ => push_string(out, value.raw(text)),
                 }
@@ -226,27 +223,21 @@ impl EventData {
     }
 
     /// Adds the cleaned fields to `builder`; `scratch` holds text while it is decoded.
-    pub fn push_fields(&self, builder: &mut FieldsBuilder, text: &str, scratch: &mut [String; 2]) {
+    pub fn push_fields(&self, builder: &mut FieldsBuilder, text: &str, scratch: &mut Vec<u8>) {
         let entities = memchr::memchr(b'&', self.raw.raw(text).as_bytes()).is_some();
-        let [unescaped, decoded] = scratch;
         for &(field, value) in &self.fields {
             let limit = if field == Field::CallTrace { CALL_TRACE_BYTES } else { MAX_FIELD_BYTES };
-            let mut clean = match value.kind {
+            let decoded;
+            let mut clean = match value.kind() {
                 Type::Absent | Type::Null => continue,
-                Type::String if value.escaped => {
-                    unescaped.clear();
-                    // An entity takes at most ten bytes for one, so this is enough for `limit` decoded ones.
-                    unescape_into(value.raw(text), 10 * limit, unescaped);
-                    unescaped.as_str()
-                }
+                Type::String if value.escaped() => value.unescape(text, scratch),
                 _ => value.raw(text),
             };
             if entities && clean.contains('&') {
-                decoded.clear();
-                decode_entities(clean, limit, decoded);
-                clean = decoded.as_str();
+                decoded = decode_entities(clean);
+                clean = &decoded;
             }
-            clean = clean[..clean.floor_char_boundary(limit)].trim();
+            clean = trim(&clean[..clean.floor_char_boundary(limit)]);
             match field {
                 _ if clean == "-" => {}
                 Field::ProcessGuid | Field::ParentProcessGuid | Field::SourceProcessGuid | Field::TargetProcessGuid => {
@@ -275,7 +266,7 @@ impl EventData {
 
 /// `null`, an empty string and Sysmon's `-` mean that there is no value.
 fn is_absent(text: &str, value: Value) -> bool {
-    match value.kind {
+    match value.kind() {
         Type::Absent | Type::Null => true,
         Type::String => value.text(text).is_none_or(|t| matches!(t.trim(), "" | "-")),
         _ => false,
@@ -312,11 +303,11 @@ fn write_deduplicated(out: &mut Vec<u8>, text: &str, object: Value, lone_surroga
     let last: BTreeMap<Cow<'_, str>, usize> = members.iter().enumerate().map(|(i, (key, _))| (name(*key), i)).collect();
     let start = out.len();
     for (i, (key, value)) in members.iter().enumerate() {
-        if last.get(&name(*key)) == Some(&i) {
+        if last.get(&key.name(raw)) == Some(&i) {
             out.push(if out.len() == start { b'{' } else { b',' });
             push_quoted(out, raw, *key, lone_surrogate);
             out.push(b':');
-            match value.kind {
+            match value.kind() {
                 Type::String => push_quoted(out, raw, *value, lone_surrogate),
                 _ => push_raw(out, value.raw(raw), lone_surrogate),
             }
@@ -325,18 +316,18 @@ fn write_deduplicated(out: &mut Vec<u8>, text: &str, object: Value, lone_surroga
     out.push(b'}');
 }
 
-/// Decodes the entities that Windows' event XML leaves behind; appends at most a few bytes beyond `limit`.
-fn decode_entities(text: &str, limit: usize, out: &mut String) {
+/// Decodes the entities that Windows' event XML leaves behind.
+fn decode_entities(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while out.len() < limit {
-        let Some(at) = memchr::memchr(b'&', rest.as_bytes()) else { break };
+    while let Some(at) = memchr::memchr(b'&', rest.as_bytes()) {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
         let entity = rest.bytes().take(10).position(|b| b == b';').map(|end| &rest[1..end]);
-        match entity.and_then(entity_char) {
-            Some(c) => {
+        match entity.and_then(|name| Some((entity_char(name)?, name.len() + 2))) {
+            Some((c, len)) => {
                 out.push(c);
-                rest = &rest[entity.map_or(0, str::len) + 2..];
+                rest = &rest[len..];
             }
             None => {
                 out.push('&');
@@ -344,7 +335,8 @@ fn decode_entities(text: &str, limit: usize, out: &mut String) {
             }
         }
     }
-    out.push_str(&rest[..rest.floor_char_boundary(limit.saturating_sub(out.len()))]);
+    out.push_str(rest);
+    out
 }
 
 fn entity_char(name: &str) -> Option<char> {
@@ -372,75 +364,82 @@ enum Slot {
     UtcTime,
 }
 
-/// Fields that occur in `event_data`: those up to this one; the rest is Linux.
-const SYSMON_FIELDS: usize = Field::RuleName as usize + 1;
-const SLOTS: usize = 512;
-const EMPTY: u8 = u8::MAX;
-const UTC_TIME: u8 = EMPTY - 1;
-/// Id 15 writes `Hash` where the others write `Hashes`.
-const HASH: u8 = EMPTY - 2;
+/// A key in the form in which it is compared: its length, its first and last eight bytes in lower case, and its name
+/// for what lies between. Names have only letters, so setting bit 5 makes either case the same and nothing else.
+#[derive(Clone, Copy)]
+struct Key {
+    head: u64,
+    tail: u64,
+    name: &'static str,
+    slot: Slot,
+}
 
-/// An open-addressed hash table from key to slot, made at compile time.
-static KEYS: [u8; SLOTS] = {
-    let mut table = [EMPTY; SLOTS];
-    let mut i = 0;
-    while i < SYSMON_FIELDS + 2 {
-        let slot = if i < SYSMON_FIELDS { i as u8 } else { UTC_TIME - (i - SYSMON_FIELDS) as u8 };
-        let mut at = key_hash(key_name(slot).as_bytes());
-        while table[at] != EMPTY {
-            at = (at + 1) % SLOTS;
-        }
-        table[at] = slot;
-        i += 1;
+const SLOTS: usize = 256;
+
+/// An open-addressed hash table of keys, made at compile time.
+static KEYS: [Option<Key>; SLOTS] = {
+    let mut table = [None; SLOTS];
+    let mut field = 0;
+    // Up to `RuleName`; the fields after it are those of Linux.
+    while field <= Field::RuleName as usize {
+        let field_of = Field::ALL[field];
+        insert(&mut table, field_of.name(), Slot::Field(field_of));
+        field += 1;
     }
+    // Id 15 writes `Hash` where the others write `Hashes`.
+    insert(&mut table, "Hash", Slot::Field(Field::Hashes));
+    insert(&mut table, "UtcTime", Slot::UtcTime);
     table
 };
 
-const fn key_name(slot: u8) -> &'static str {
-    match slot {
-        UTC_TIME => "UtcTime",
-        HASH => "Hash",
-        field => Field::ALL[field as usize].name(),
+const fn insert(table: &mut [Option<Key>; SLOTS], name: &'static str, slot: Slot) {
+    let (head, tail) = ends(name.as_bytes());
+    let mut at = key_hash(head, tail);
+    while table[at].is_some() {
+        at = (at + 1) % SLOTS;
+    }
+    table[at] = Some(Key { head, tail, name, slot });
+}
+
+/// The first and the last eight bytes of a key in lower case; they overlap in one of less than sixteen.
+#[inline]
+const fn ends(key: &[u8]) -> (u64, u64) {
+    const LOWER: u64 = 0x2020_2020_2020_2020;
+    match (key.first_chunk(), key.last_chunk()) {
+        (Some(head), Some(tail)) => (u64::from_le_bytes(*head) | LOWER, u64::from_le_bytes(*tail) | LOWER),
+        _ => match (key.first_chunk(), key.last_chunk()) {
+            (Some(head), Some(tail)) => {
+                ((u32::from_le_bytes(*head) as u64) << 32 | u32::from_le_bytes(*tail) as u64 | LOWER, key.len() as u64)
+            }
+            _ => {
+                let (mut head, mut i) = (0, 0);
+                while i < key.len() {
+                    head = head << 8 | (key[i] | 0x20) as u64;
+                    i += 1;
+                }
+                (head, key.len() as u64)
+            }
+        },
     }
 }
 
-/// Of length and both ends of a key, blind to the case of ASCII letters.
-const fn key_hash(key: &[u8]) -> usize {
-    let (head, tail) = match (key.first_chunk::<8>(), key.last_chunk::<8>()) {
-        (Some(head), Some(tail)) => (u64::from_le_bytes(*head), u64::from_le_bytes(*tail)),
-        _ => {
-            let (mut head, mut i) = (0, 0);
-            while i < key.len() {
-                head = head << 8 | key[i] as u64;
-                i += 1;
-            }
-            (head, 0)
-        }
-    };
-    const FOLD: u64 = 0x2020_2020_2020_2020;
-    let mixed = (head | FOLD).wrapping_mul(0x9E37_79B9_7F4A_7C15)
-        ^ (tail | FOLD).wrapping_mul(0xC2B2_AE3D_27D4_EB4F)
-        ^ (key.len() as u64).wrapping_mul(0x1656_67B1_9E37_79F9);
-    (mixed >> 55) as usize % SLOTS
+#[inline]
+const fn key_hash(head: u64, tail: u64) -> usize {
+    let mixed = head.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ tail.wrapping_mul(0xC2B2_AE3D_27D4_EB4F);
+    (mixed >> 56) as usize % SLOTS
 }
 
 /// The slot of `key` in any case: Sysmon itself writes both `SourceProcessGuid` and `SourceProcessGUID`.
 #[inline]
 fn slot(key: &[u8]) -> Option<Slot> {
-    let mut at = key_hash(key);
-    loop {
-        let slot = KEYS[at];
-        if slot == EMPTY {
-            return None;
-        }
-        let name = key_name(slot).as_bytes();
-        if name == key || name.eq_ignore_ascii_case(key) {
-            return Some(match slot {
-                UTC_TIME => Slot::UtcTime,
-                HASH => Slot::Field(Field::Hashes),
-                field => Slot::Field(Field::ALL[field as usize]),
-            });
+    let (head, tail) = ends(key);
+    let mut at = key_hash(head, tail);
+    while let Some(known) = &KEYS[at] {
+        let same_ends = known.head == head && known.tail == tail && known.name.len() == key.len();
+        if same_ends && (key.len() <= 16 || known.name.as_bytes().eq_ignore_ascii_case(key)) {
+            return Some(known.slot);
         }
         at = (at + 1) % SLOTS;
     }
+    None
 }
