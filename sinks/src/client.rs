@@ -157,7 +157,7 @@ pub enum ClientError {
         what: String,
         /// What it said.
         #[source]
-        source: KafkaError,
+        source: Box<KafkaError>,
     },
 }
 
@@ -247,9 +247,11 @@ impl KafkaConfig {
             }
             // Everything else that creation checks has to do with keys, certificates and mechanisms.
             KafkaError::ClientCreation(reason) => ClientError::Setting { setting: "kafka.security".into(), reason },
-            error => {
-                ClientError::Refused { brokers: self.brokers.clone(), what: "create a client".into(), source: error }
-            }
+            error => ClientError::Refused {
+                brokers: self.brokers.clone(),
+                what: "create a client".into(),
+                source: error.into(),
+            },
         }
     }
 
@@ -269,7 +271,7 @@ impl KafkaConfig {
             )
         );
         if !unanswered {
-            return ClientError::Refused { brokers: self.brokers.clone(), what: what.into(), source: error };
+            return ClientError::Refused { brokers: self.brokers.clone(), what: what.into(), source: error.into() };
         }
         let (setting, reason) = match link.last_error() {
             Some((RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL, reason)) => ("kafka.security", reason),
@@ -288,6 +290,10 @@ pub(crate) struct Link {
 }
 
 impl Link {
+    pub(crate) fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
     fn last_error(&self) -> Option<(RDKafkaErrorCode, String)> {
         self.last.lock().expect("no panic while held").clone()
     }

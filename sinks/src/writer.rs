@@ -54,6 +54,9 @@ pub struct TransactionalWriter {
     /// Partitions of the topics written so far.
     partitions: BTreeMap<&'static str, u32>,
     progress: Option<Progress>,
+    /// Tests break the broker here.
+    #[cfg(test)]
+    before_commit: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl TransactionalWriter {
@@ -72,7 +75,14 @@ impl TransactionalWriter {
         let producer = BaseProducer::from_config_and_context(&settings, Deliveries::default())
             .map_err(|e| config.kafka.creation_error(e))?;
         let progress = config.group.as_deref().map(|group| Progress::new(&config.kafka, group)).transpose()?;
-        let writer = Self { config, producer, partitions: BTreeMap::new(), progress };
+        let writer = Self {
+            config,
+            producer,
+            partitions: BTreeMap::new(),
+            progress,
+            #[cfg(test)]
+            before_commit: None,
+        };
         match writer.producer.init_transactions(writer.config.kafka.timeout) {
             Ok(()) => Ok(writer),
             Err(error) if writer.is_fenced(&error) => Err(writer.fenced(None)),
@@ -148,6 +158,8 @@ impl TransactionalWriter {
             Some(key) => partition_for_key(key, partitions),
             None => (murmur2(value.unwrap_or_default()) % partitions) as i32,
         };
+        // The client takes 0 for "now", which is no function of the input.
+        let ts_ms = ts_ms.map(|ms| ms.max(1));
         let mut record = BaseRecord {
             topic,
             partition: Some(partition),
@@ -204,7 +216,7 @@ impl Sink for TransactionalWriter {
         let flushed = self.producer.flush(deadline.saturating_duration_since(Instant::now()));
         let delivered = std::mem::take(&mut *self.producer.context().state());
         if delivered.acknowledged < produced {
-            let error = delivered.first_failure.map(|(place, error)| (place, error));
+            let error = delivered.first_failure;
             let what = match (&error, &flushed) {
                 (Some((_, error)), _) | (None, Err(error)) if self.is_fenced(error) => {
                     return Err(self.fenced(Some(id)));
@@ -218,6 +230,10 @@ impl Sink for TransactionalWriter {
             return Err(WriterError::NotWritten { transactional_id, epoch: id, records, what });
         }
 
+        #[cfg(test)]
+        if let Some(act) = self.before_commit.take() {
+            act();
+        }
         match self.producer.commit_transaction(timeout) {
             Ok(()) => {}
             Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
@@ -349,5 +365,222 @@ impl Progress {
             tracing::warn!(%error, "could not show progress in the consumer group");
         }
         self.consumer.poll(Duration::ZERO); // serves callbacks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use logster_schema::{OutputRecord, OutputTopic};
+
+    use super::*;
+    use crate::admin::{Admin, Arrival, specified};
+    use crate::epoch::Checkpoint;
+    use crate::reader::{last_values, read_committed_to_end};
+    use crate::testkit::Cluster;
+
+    const WAIT: Duration = Duration::from_secs(20);
+
+    /// Tests share a broker: each has a transactional id and keys of its own.
+    fn writer(cluster: &Cluster, id: &str) -> TransactionalWriter {
+        TransactionalWriter::fence(config(cluster, id)).unwrap()
+    }
+
+    fn config(cluster: &Cluster, id: &str) -> WriterConfig {
+        Admin::new(&cluster.config()).unwrap().create(&specified(Arrival::Create), None).unwrap();
+        let transaction_timeout = Duration::from_secs(5);
+        WriterConfig { kafka: cluster.config(), transactional_id: id.into(), group: None, transaction_timeout }
+    }
+
+    fn record(topic: OutputTopic, key: &str, n: u32) -> OutputRecord {
+        OutputRecord { topic, key: Some(key.into()), ts_ms: 1_000 + i64::from(n), value: n.to_string().into_bytes() }
+    }
+
+    fn epoch(id: u64, records: Vec<OutputRecord>) -> Epoch {
+        let checkpoints = vec![Checkpoint { key: format!("test/{id}"), value: Some(b"{}".to_vec()) }];
+        Epoch { id, records, checkpoints, source_offsets: Vec::new() }
+    }
+
+    /// Committed records of a key: partition, timestamp, value.
+    fn committed(cluster: &Cluster, topic: OutputTopic, key: &str) -> Vec<(i32, i64, String)> {
+        let records = read_committed_to_end(&cluster.config(), topic.name(), WAIT).unwrap();
+        records
+            .into_iter()
+            .filter(|record| record.key.as_deref() == Some(key.as_bytes()))
+            .map(|record| (record.partition, record.ts_ms, String::from_utf8(record.value.unwrap()).unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn an_epoch_is_committed_where_java_would_put_it() {
+        let cluster = Cluster::shared();
+        let mut writer = writer(&cluster, "placed-0");
+        // Kafka's own murmur2 vectors, positive, modulo 12.
+        let keys = [("21", -973_932_308_i32), ("foobar", -790_332_482), ("abc", 479_470_107)];
+        let mut records = Vec::new();
+        for n in 0..1_000 {
+            records.extend(keys.map(|(key, _)| record(OutputTopic::Normalized, key, n)));
+        }
+        writer.commit(epoch(1, records)).unwrap();
+        for (key, hash) in keys {
+            let partition = (hash & 0x7fff_ffff) % 12;
+            let want: Vec<_> = (0..1_000).map(|n: u32| (partition, 1_000 + i64::from(n), n.to_string())).collect();
+            assert_eq!(committed(&cluster, OutputTopic::Normalized, key), want, "{key}");
+        }
+        // Without a key: the same partition for the same value.
+        let mut letter = record(OutputTopic::DeadLetters, "", 7_777);
+        (letter.key, letter.ts_ms) = (None, 0);
+        writer.commit(epoch(2, vec![letter.clone(), letter])).unwrap();
+        let letters = read_committed_to_end(&cluster.config(), OutputTopic::DeadLetters.name(), WAIT).unwrap();
+        let places: Vec<_> =
+            letters.iter().filter(|r| r.value.as_deref() == Some(b"7777")).map(|r| (r.partition, r.ts_ms)).collect();
+        assert_eq!(places.len(), 2);
+        assert_eq!(places[0], places[1]);
+        assert_eq!(places[0].1, 1, "0 would be the clock's");
+    }
+
+    #[test]
+    fn checkpoints_are_read_back_and_empty_epochs_write_one_record() {
+        let cluster = Cluster::shared();
+        let mut writer = writer(&cluster, "checkpointed-0");
+        let set = |key: &str, value: Option<&str>| Checkpoint { key: key.into(), value: value.map(|v| v.into()) };
+        let commit = |writer: &mut TransactionalWriter, id, checkpoints| {
+            writer.commit(Epoch { id, checkpoints, ..Epoch::default() }).unwrap();
+            last_values(&cluster.config(), CHECKPOINT_TOPIC, WAIT).unwrap()
+        };
+        let read = commit(&mut writer, 1, vec![set("a", Some("1")), set("b", Some("1"))]);
+        assert_eq!((read[&b"a"[..]].as_slice(), read[&b"b"[..]].as_slice()), (&b"1"[..], &b"1"[..]));
+        let read = commit(&mut writer, 2, vec![set("a", Some("2")), set("b", None), set("a", Some("3"))]);
+        assert_eq!((read[&b"a"[..]].as_slice(), read.get(&b"b"[..])), (&b"3"[..], None));
+        let read = commit(&mut writer, 3, Vec::new());
+        assert_eq!(read[&b"alive/checkpointed-0"[..]], b"3");
+    }
+
+    #[test]
+    fn what_is_not_committed_is_not_seen_and_a_new_run_aborts_it() {
+        let cluster = Cluster::shared();
+        let key = "aborted:host";
+        let mut old = writer(&cluster, "aborted-0");
+        old.commit(epoch(1, vec![record(OutputTopic::Results, key, 1)])).unwrap();
+        // Killed between produce and commit: the records are on the broker.
+        old.producer.context().begin();
+        old.producer.begin_transaction().unwrap();
+        old.produce(2, Instant::now() + WAIT, "logster-inference-results", None, Some(key.as_bytes()), Some(b"2"))
+            .unwrap();
+        old.producer.flush(WAIT).unwrap();
+        assert_eq!(old.producer.context().state().acknowledged, 1);
+        assert_eq!(committed(&cluster, OutputTopic::Results, key).len(), 1);
+        let mut new = writer(&cluster, "aborted-0");
+        new.commit(epoch(2, vec![record(OutputTopic::Results, key, 3)])).unwrap();
+        let values: Vec<_> = committed(&cluster, OutputTopic::Results, key).into_iter().map(|(_, _, v)| v).collect();
+        assert_eq!(values, ["1", "3"]);
+    }
+
+    #[test]
+    fn the_older_of_two_holders_is_fenced_with_or_without_records() {
+        let cluster = Cluster::shared();
+        let key = "fenced:host";
+        let ids = ["fenced-0", "fenced-1"];
+        let mut old: Vec<_> = ids.map(|id| writer(&cluster, id)).into();
+        for writer in &mut old {
+            writer.commit(epoch(1, vec![record(OutputTopic::Alerts, key, 1)])).unwrap();
+        }
+        let new = TransactionalWriter::fence_all(ids.map(|id| config(&cluster, id)).into()).unwrap();
+        let with = old[0].commit(epoch(2, vec![record(OutputTopic::Alerts, key, 2)])).unwrap_err();
+        let empty = old[1].commit(Epoch { id: 2, ..Epoch::default() }).unwrap_err();
+        for (error, id) in [(with, "fenced-0"), (empty, "fenced-1")] {
+            match error {
+                WriterError::Fenced { transactional_id, epoch: Some(2) } => assert_eq!(transactional_id, id),
+                error => panic!("{error:?}"),
+            }
+        }
+        for mut writer in new {
+            writer.commit(epoch(3, vec![record(OutputTopic::Alerts, key, 3)])).unwrap();
+        }
+        let mut values: Vec<_> = committed(&cluster, OutputTopic::Alerts, key).into_iter().map(|(_, _, v)| v).collect();
+        values.sort();
+        assert_eq!(values, ["1", "1", "3", "3"]);
+    }
+
+    #[test]
+    fn a_record_that_is_too_large_fails_its_epoch_as_a_whole() {
+        let cluster = Cluster::shared();
+        let key = "large:host";
+        let mut writer = writer(&cluster, "large-0");
+        let sized = |bytes| OutputRecord { value: vec![b'1'; bytes], ..record(OutputTopic::Results, key, 0) };
+        writer.commit(epoch(1, vec![sized(6 << 20)])).unwrap();
+        let error = writer.commit(epoch(2, vec![sized(1), sized(9 << 20)])).unwrap_err();
+        match &error {
+            WriterError::NotWritten { what, .. } => assert!(what.contains("logster-inference-results"), "{what}"),
+            error => panic!("{error:?}"),
+        }
+        assert_eq!(committed(&cluster, OutputTopic::Results, key).len(), 1);
+    }
+
+    #[test]
+    fn progress_shows_in_the_consumer_group() {
+        let cluster = Cluster::shared();
+        let mut config = config(&cluster, "progress-0");
+        config.group = Some("logster-test".into());
+        let mut writer = TransactionalWriter::fence(config).unwrap();
+        let offset = |partition, next| SourceOffset { topic: "sysmon-logs".into(), partition, next };
+        for next in 1..=3 {
+            writer
+                .commit(Epoch { source_offsets: vec![offset(0, next), offset(1, 10 * next)], ..epoch(1, Vec::new()) })
+                .unwrap();
+        }
+        writer.finish().unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range("sysmon-logs", 0, 2);
+        let found = writer.progress.unwrap().consumer.committed_offsets(list, WAIT).unwrap();
+        let found: Vec<_> = found.elements().iter().map(|at| at.offset()).collect();
+        assert_eq!(found, [Offset::Offset(3), Offset::Offset(30), Offset::Invalid]);
+    }
+
+    #[test]
+    fn a_missing_topic_is_named_with_the_remedy() {
+        let cluster = Cluster::start();
+        let specs: Vec<_> = specified(Arrival::Create).into_iter().filter(|s| s.name == CHECKPOINT_TOPIC).collect();
+        Admin::new(&cluster.config()).unwrap().create(&specs, None).unwrap();
+        let transaction_timeout = Duration::from_secs(5);
+        let config =
+            WriterConfig { kafka: cluster.config(), transactional_id: "t-0".into(), group: None, transaction_timeout };
+        let mut writer = TransactionalWriter::fence(config).unwrap();
+        let error = writer.commit(epoch(1, vec![record(OutputTopic::Alerts, "a:b", 1)])).unwrap_err().to_string();
+        assert_eq!(error, "topic \"logster-alerts\" does not exist: create it with `logster topics create`");
+    }
+
+    #[test]
+    fn a_broker_that_dies_or_hangs_ends_writing_and_the_next_run_goes_on() {
+        let cluster = Arc::new(Cluster::start());
+        let key = "outage:host";
+        let fence = || {
+            let mut config = config(&cluster, "outage-0");
+            config.transaction_timeout = Duration::from_secs(1);
+            TransactionalWriter::fence(config).unwrap()
+        };
+        let mut writer = fence();
+        writer.commit(epoch(1, vec![record(OutputTopic::Alerts, key, 1)])).unwrap();
+        cluster.kill_broker(1);
+        let error = writer.commit(epoch(2, vec![record(OutputTopic::Alerts, key, 2)])).unwrap_err();
+        assert!(matches!(error, WriterError::NotWritten { epoch: 2, .. }), "{error:?}");
+        drop(writer);
+        cluster.start_broker(1);
+
+        // Hangs after the records are acknowledged, before the commit is.
+        let mut writer = fence();
+        let theirs = cluster.clone();
+        writer.before_commit = Some(Box::new(move || theirs.pause_broker(1)));
+        let error = writer.commit(epoch(3, vec![record(OutputTopic::Alerts, key, 3)])).unwrap_err();
+        assert!(matches!(error, WriterError::Unknown { epoch: 3, .. }), "{error:?}");
+        drop(writer);
+        cluster.resume_broker(1);
+
+        let mut writer = fence();
+        let before: Vec<_> = committed(&cluster, OutputTopic::Alerts, key).into_iter().map(|(_, _, v)| v).collect();
+        assert!(before == ["1"] || before == ["1", "3"], "{before:?}");
+        writer.commit(epoch(4, vec![record(OutputTopic::Alerts, key, 4)])).unwrap();
+        assert_eq!(committed(&cluster, OutputTopic::Alerts, key).len(), before.len() + 1);
     }
 }
