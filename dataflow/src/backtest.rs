@@ -306,6 +306,54 @@ pub struct Report {
     pub timing: Timing,
 }
 
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let show = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.3}"));
+        writeln!(
+            f,
+            "{:<10} {:>9} {:>10} {:>9} {:>7} {:>9} {:>9} {:>9} {:>8} {:>8} {:>10}",
+            "", "events", "dead", "detected", "false", "benign h", "mal. win", "ben. win", "ROC", "PR", "median s"
+        )?;
+        let platforms = self.platforms.iter().map(|(p, t)| (p.name(), t));
+        for (name, t) in platforms.chain([("all", &self.totals)]) {
+            writeln!(
+                f,
+                "{:<10} {:>9} {:>10} {:>9} {:>7} {:>9.2} {:>9} {:>9} {:>8} {:>8} {:>10}",
+                name,
+                t.events,
+                t.dead_letters,
+                format!("{}/{}", t.detected, t.scenarios),
+                t.false_alerts,
+                t.benign_endpoint_hours,
+                t.windows_malicious,
+                t.windows_benign,
+                show(t.roc_auc),
+                show(t.pr_auc),
+                t.median_seconds_to_detect.map_or("-".to_owned(), |s| format!("{s:.0}"))
+            )?;
+        }
+        for (platform, t) in &self.platforms {
+            let at = |k: u64| t.curve.iter().filter(|p| p.false_alerts <= k).map(|p| p.detected).max().unwrap_or(0);
+            writeln!(f, "{platform}: detected at 0/1/2/4 false alerts {}/{}/{}/{}", at(0), at(1), at(2), at(4))?;
+        }
+        let missed: Vec<&str> =
+            self.scenarios.iter().filter(|r| r.detected == Some(false)).map(|r| r.id.as_str()).collect();
+        if !missed.is_empty() {
+            writeln!(f, "missed: {}", missed.join(", "))?;
+        }
+        for (platform, model) in &self.models {
+            writeln!(f, "model: {platform} {} ({})", model.version, &model.digest[..model.digest.len().min(12)])?;
+        }
+        write!(
+            f,
+            "{:.1} s, {:.0} events/s, {:.1} MB/s",
+            self.timing.seconds,
+            self.timing.events_per_second,
+            self.timing.bytes_per_second / 1e6
+        )
+    }
+}
+
 /// Judges an outcome. `threshold` and `dedup_ms` are those of the run.
 pub fn judge(
     recordings: &[Recording],

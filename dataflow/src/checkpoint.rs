@@ -12,8 +12,9 @@
 
 use std::collections::BTreeMap;
 
-use logster_operators::window::BacklogEntry;
-use logster_schema::TimeMs;
+use logster_operators::dedup::{AlertChange, RestoredShard};
+use logster_operators::window::{BacklogEntry, RestoredWindows};
+use logster_schema::{AlertUpdate, TimeMs};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -111,10 +112,10 @@ pub struct ShardCheckpoint {
     pub frontier: TimeMs,
     /// Open backfill windows at `frontier`.
     pub backlog: Vec<BacklogEntry>,
-    /// Dedup state at `frontier`.
-    pub dedup: serde_json::Value,
-    /// Alert updates from the tenants' frontier to `frontier`, by timely time.
-    pub outbox: Vec<(u64, serde_json::Value)>,
+    /// Dedup state at `frontier`: the last update of each alert, by its id.
+    pub alerts: BTreeMap<String, AlertUpdate>,
+    /// Alert changes from the tenants' frontier to `frontier`, by timely time.
+    pub outbox: Vec<(u64, AlertChange)>,
 }
 
 /// State of the tenants that hash to one shard.
@@ -201,6 +202,25 @@ impl Restored {
             }
         }
         Ok(restored)
+    }
+
+    /// What the window operator takes over.
+    pub fn windows(&self, shards: u32) -> RestoredWindows {
+        let frontier = |shard| self.shards.get(&shard).map_or(TimeMs::MIN / 2, |s| s.frontier);
+        RestoredWindows {
+            committed: (0..shards).map(frontier).collect(),
+            backlogs: self.shards.values().flat_map(|shard| shard.backlog.clone()).collect(),
+        }
+    }
+
+    /// What dedup takes over.
+    pub fn dedup(&self) -> Vec<RestoredShard> {
+        let restored = |(number, shard): (&u32, &ShardCheckpoint)| RestoredShard {
+            shard: *number,
+            frontier: shard.frontier.max(0) as u64,
+            alerts: shard.alerts.values().cloned().collect(),
+        };
+        self.shards.iter().map(restored).collect()
     }
 
     /// Greatest committed shard frontier: the floor of a partition that has no checkpoint (rule 10).

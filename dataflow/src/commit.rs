@@ -18,11 +18,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use logster_operators::dedup::AlertChange;
 use logster_operators::window::BacklogEntry;
 use logster_schema::{OutputRecord, TimeMs};
 use logster_sinks::epoch::{Checkpoint, Epoch, SourceOffset};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::checkpoint::{self, PartitionCheckpoint, ShardCheckpoint, TenantCheckpoint};
 
@@ -56,8 +55,6 @@ pub struct PartitionProgress {
 pub enum StateChange {
     /// Open backfill windows of one shard's keys; an empty backlog removes the key.
     Backlog(u32, Vec<BacklogEntry>),
-    /// Dedup state of one shard.
-    Dedup(u32, serde_json::Value),
     /// Correlation state of one tenant shard.
     Tenant(u32, serde_json::Value),
 }
@@ -67,9 +64,9 @@ pub type StateLog = Rc<RefCell<VecDeque<(u64, StateChange)>>>;
 
 /// What a commit sets free.
 #[derive(Debug)]
-pub struct Released<U> {
+pub struct Released {
     /// Alert updates whose results are committed, by time.
-    pub updates: Vec<(u64, U)>,
+    pub updates: Vec<(u64, AlertChange)>,
     /// Floors that take effect now: the source's slot, and the arrival.
     pub floors: Vec<(usize, TimeMs)>,
     /// Results below this are committed; `None`: all of them.
@@ -94,38 +91,38 @@ fn later(a: Frontier, b: Frontier) -> bool {
 }
 
 /// The transaction under way: what its commit sets free.
-struct InFlight<U> {
+struct InFlight {
     id: u64,
-    updates: Vec<(u64, U)>,
+    updates: Vec<(u64, AlertChange)>,
     floors: Vec<(usize, TimeMs)>,
 }
 
 /// The pure core: what is pending, what an epoch takes of it, what a commit releases.
-pub struct Committer<U> {
+pub struct Committer {
     shards: u32,
     checkpointing: bool,
     published: Vec<OutputRecord>,
     progress: BTreeMap<(String, i32), PartitionCheckpoint>,
     floors: Vec<(usize, TimeMs)>,
     results: BTreeMap<u64, Vec<(u32, OutputRecord)>>,
-    updates: BTreeMap<u64, Vec<(u32, U)>>,
+    updates: BTreeMap<u64, Vec<(u32, AlertChange)>>,
     alerts: BTreeMap<u64, Vec<(u32, OutputRecord)>>,
     results_frontier: Frontier,
     alerts_frontier: Frontier,
     /// Frontiers of the last epoch submitted.
     submitted: (Frontier, Frontier),
-    in_flight: Option<InFlight<U>>,
+    in_flight: Option<InFlight>,
     next_id: u64,
     /// Checkpoint image of this worker's shards.
     images: BTreeMap<u32, ShardCheckpoint>,
     tenants: BTreeMap<u32, TenantCheckpoint>,
-    outbox: BTreeMap<u64, Vec<(u32, U)>>,
+    outbox: BTreeMap<u64, Vec<(u32, AlertChange)>>,
     /// All workers' alerts below this are committed: prunes the outbox.
     alerts_everywhere: u64,
     states: StateLog,
 }
 
-impl<U: Clone + Serialize + DeserializeOwned> Committer<U> {
+impl Committer {
     /// Nothing pending. `images` and `tenants` are the committed state of this worker's shards.
     pub fn new(
         shards: u32,
@@ -178,7 +175,7 @@ impl<U: Clone + Serialize + DeserializeOwned> Committer<U> {
     }
 
     /// An alert update of one of this worker's shards.
-    pub fn update(&mut self, time: u64, shard: u32, update: U) {
+    pub fn update(&mut self, time: u64, shard: u32, update: AlertChange) {
         self.updates.entry(time).or_default().push((shard, update));
     }
 
@@ -252,6 +249,11 @@ impl<U: Clone + Serialize + DeserializeOwned> Committer<U> {
             let (time, updates) = entry.remove_entry();
             for (shard, update) in updates {
                 dirty.insert(shard);
+                let alerts = &mut self.images.entry(shard).or_default().alerts;
+                match &update {
+                    AlertChange::Updated(update) => alerts.insert(update.alert.alert_id.clone(), *update.clone()),
+                    AlertChange::Forgotten { alert_id, .. } => alerts.remove(alert_id),
+                };
                 released.push((time, update.clone()));
                 self.outbox.entry(time).or_default().push((shard, update));
             }
@@ -274,7 +276,7 @@ impl<U: Clone + Serialize + DeserializeOwned> Committer<U> {
                     .iter()
                     .flat_map(|(time, updates)| updates.iter().map(move |(s, u)| (*time, *s, u)))
                     .filter(|(_, s, _)| *s == shard)
-                    .map(|(time, _, u)| (time, serde_json::to_value(u).expect("updates serialize")))
+                    .map(|(time, _, change)| (time, change.clone()))
                     .collect();
                 let key = checkpoint::shard_key(shard);
                 epoch.checkpoints.push(Checkpoint { key, value: Some(checkpoint::encode(image)) });
@@ -319,10 +321,6 @@ impl<U: Clone + Serialize + DeserializeOwned> Committer<U> {
                         }
                     }
                 }
-                StateChange::Dedup(shard, state) => {
-                    dirty.insert(shard);
-                    self.images.entry(shard).or_default().dedup = state;
-                }
                 StateChange::Tenant(shard, state) => {
                     dirty_tenants.insert(shard);
                     self.tenants.entry(shard).or_default().state = state;
@@ -333,7 +331,7 @@ impl<U: Clone + Serialize + DeserializeOwned> Committer<U> {
     }
 
     /// The writer has committed up to `id`: what it sets free, if that is the epoch under way.
-    pub fn on_committed(&mut self, id: u64) -> Option<Released<U>> {
+    pub fn on_committed(&mut self, id: u64) -> Option<Released> {
         let InFlight { updates, floors, .. } = self.in_flight.take_if(|in_flight| id >= in_flight.id)?;
         Some(Released { updates, floors, results: self.submitted.0, alerts: self.submitted.1 })
     }
@@ -387,6 +385,10 @@ mod tests {
         OutputRecord { topic: OutputTopic::Results, key: None, ts_ms: n, value: Vec::new() }
     }
 
+    fn forgotten(id: &str) -> AlertChange {
+        AlertChange::Forgotten { tenant_id: "t".into(), endpoint_id: "h".into(), alert_id: id.into() }
+    }
+
     fn times(epoch: &Epoch) -> Vec<i64> {
         epoch.records.iter().map(|r| r.ts_ms).collect()
     }
@@ -394,22 +396,23 @@ mod tests {
     #[test]
     fn an_epoch_takes_what_is_complete_and_releases_after_the_commit() {
         let states: StateLog = Rc::default();
-        let mut c = Committer::<String>::new(4, true, BTreeMap::new(), BTreeMap::new(), states.clone());
+        let mut c = Committer::new(4, true, BTreeMap::new(), BTreeMap::new(), states.clone());
         assert!(c.next_epoch().is_none(), "nothing to write");
         c.result(100, 1, record(100));
         c.result(600, 1, record(600));
-        c.update(100, 1, "a".into());
-        states.borrow_mut().push_back((250, StateChange::Dedup(1, "at 250".into())));
-        states.borrow_mut().push_back((750, StateChange::Dedup(1, "at 750".into())));
+        c.update(100, 1, forgotten("a"));
+        states.borrow_mut().push_back((250, StateChange::Tenant(2, "at 250".into())));
+        states.borrow_mut().push_back((750, StateChange::Tenant(2, "at 750".into())));
         c.advance_results(Some(700));
         let epoch = c.next_epoch().unwrap();
         assert_eq!(times(&epoch), [100], "600 is not below the boundary 500");
         let shard: ShardCheckpoint = checkpoint::decode("", epoch.checkpoints[0].value.as_ref().unwrap()).unwrap();
-        assert_eq!((shard.frontier, shard.dedup, shard.outbox.len()), (500, "at 250".into(), 1));
+        assert_eq!((shard.frontier, shard.outbox.len()), (500, 1));
+        assert_eq!(epoch.checkpoints.len(), 1, "the tenants have not come so far");
         assert!(c.next_epoch().is_none(), "one at a time");
         assert!(c.on_committed(0).is_none());
         let released = c.on_committed(1).unwrap();
-        assert_eq!((released.updates, released.results), (vec![(100, "a".to_owned())], Some(500)));
+        assert_eq!((released.updates, released.results), (vec![(100, forgotten("a"))], Some(500)));
 
         // The tenants have it: the outbox is pruned in the next epoch.
         c.alerts_committed_everywhere(101);
@@ -418,7 +421,9 @@ mod tests {
         let epoch = c.next_epoch().unwrap();
         assert_eq!(times(&epoch), [600]);
         let shard: ShardCheckpoint = checkpoint::decode("", epoch.checkpoints[0].value.as_ref().unwrap()).unwrap();
-        assert_eq!((shard.dedup, shard.outbox.len()), ("at 750".into(), 0));
+        assert_eq!(shard.outbox.len(), 0);
+        let tenant: TenantCheckpoint = checkpoint::decode("", epoch.checkpoints[1].value.as_ref().unwrap()).unwrap();
+        assert_eq!(tenant.state, "at 750");
         assert!(!c.is_done());
         c.on_committed(2).unwrap();
         assert!(c.is_done());
@@ -426,7 +431,7 @@ mod tests {
 
     #[test]
     fn publishing_does_not_wait_for_the_watermark() {
-        let mut c = Committer::<String>::new(4, true, BTreeMap::new(), BTreeMap::new(), Rc::default());
+        let mut c = Committer::new(4, true, BTreeMap::new(), BTreeMap::new(), Rc::default());
         let replay = checkpoint::ReplayPoint { offset: 0, arrival_ms: 0 };
         let checkpoint = PartitionCheckpoint { next: 5, arrival_ms: 9, replay, exceptions: vec![] };
         c.publish(record(1));

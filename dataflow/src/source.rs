@@ -15,12 +15,10 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use logster_operators::dedup::Transition;
 use logster_operators::normalize::{NormalizeConfig, Normalizer, Outcome, RawRecord};
 use logster_schema::topics::TRANSITIONS_TOPIC;
-use logster_schema::{
-    AlertTransition, DeadLetter, DeadLetterReason, Observation, OutputRecord, OutputTopic, RawTopic, TimeMs,
-};
-use serde::{Deserialize, Serialize};
+use logster_schema::{DeadLetter, DeadLetterReason, Observation, OutputRecord, OutputTopic, RawTopic, TimeMs};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
@@ -135,15 +133,6 @@ pub enum Published {
     Progress(PartitionProgress),
 }
 
-/// A transition with the arrival it takes effect at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ArrivedTransition {
-    /// Arrival.
-    pub arrival_ms: TimeMs,
-    /// The decision.
-    pub transition: AlertTransition,
-}
-
 /// Settings of the source.
 #[derive(Clone, Debug)]
 pub struct SourceConfig {
@@ -169,6 +158,8 @@ pub struct SourceLinks {
     pub pending: Rc<dyn Fn() -> usize>,
     /// Floors whose transaction is committed, by slot: set by `commit_results`.
     pub committed_floors: Rc<RefCell<Vec<(usize, TimeMs)>>>,
+    /// Why the source cannot go on; the worker's loop looks at it.
+    pub failed: Rc<RefCell<Option<anyhow::Error>>>,
     /// Counters.
     pub metrics: SourceMetrics,
 }
@@ -195,7 +186,7 @@ pub struct SourceStreams<'scope> {
     /// For the shards.
     pub observations: StreamVec<'scope, u64, Observation>,
     /// For the shards.
-    pub transitions: StreamVec<'scope, u64, ArrivedTransition>,
+    pub transitions: StreamVec<'scope, u64, Transition>,
 }
 
 struct Slot {
@@ -221,10 +212,10 @@ pub fn source<'scope, R: Reader + 'static>(
     let info = builder.operator_info();
     let (published_out, published) = builder.new_output::<Vec<Published>>();
     let (observations_out, observations) = builder.new_output::<Vec<Observation>>();
-    let (transitions_out, transitions) = builder.new_output::<Vec<ArrivedTransition>>();
+    let (transitions_out, transitions) = builder.new_output::<Vec<Transition>>();
     let mut published_out = OutputBuilder::<_, Build<Published>>::from(published_out);
     let mut observations_out = OutputBuilder::<_, Build<Observation>>::from(observations_out);
-    let mut transitions_out = OutputBuilder::<_, Build<ArrivedTransition>>::from(transitions_out);
+    let mut transitions_out = OutputBuilder::<_, Build<Transition>>::from(transitions_out);
 
     let mut reader = reader(scope.worker().sync_activator_for(info.address.to_vec()), &assigned);
     let activator = scope.activator_for(info.address);
@@ -313,9 +304,12 @@ pub fn source<'scope, R: Reader + 'static>(
                                 Outcome::DeadLetter(_) => {}
                             },
                             Log::Transitions => match serde_json::from_slice(m.payload) {
-                                Ok(transition) => {
-                                    transitions.give(ArrivedTransition { arrival_ms: admitted.arrival_ms, transition })
-                                }
+                                Ok(decision) => transitions.give(Transition {
+                                    arrival_ms: admitted.arrival_ms,
+                                    partition: raw.partition,
+                                    offset: raw.offset,
+                                    decision,
+                                }),
                                 Err(e) if admitted.publish => {
                                     published.give(dead(refused_transition(&raw, &e.to_string())));
                                 }
@@ -326,8 +320,8 @@ pub fn source<'scope, R: Reader + 'static>(
                 };
                 match reader.poll(config.batch, &ready, &mut take) {
                     Ok(n) => taken = n,
-                    // The run ends here: capabilities stay, nothing more is written.
-                    Err(error) => std::panic::panic_any(SourceFailed(format!("{error:#}"))),
+                    // Capabilities stay, so nothing moves on: the worker's loop sees the error and ends the run.
+                    Err(error) => *links.failed.borrow_mut() = Some(error),
                 }
             } else {
                 links.metrics.held_back.inc();
@@ -385,10 +379,6 @@ pub fn source<'scope, R: Reader + 'static>(
     });
     SourceStreams { published, observations, transitions }
 }
-
-/// The reason with which a worker ends when its source cannot go on.
-#[derive(Debug)]
-pub struct SourceFailed(pub String);
 
 fn refused_transition(raw: &RawRecord<'_>, why: &str) -> DeadLetter {
     DeadLetter {

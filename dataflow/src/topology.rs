@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use logster_operators::correlate::{CorrelateConfig, CorrelateMetrics, RestoredTenants, correlate};
-use logster_operators::dedup::{AlertChange, DedupConfig, DedupMetrics, RestoredShard, dedup};
+use logster_operators::dedup::{DedupConfig, DedupMetrics, dedup};
 use logster_operators::graph::PaneGraph;
 use logster_operators::infer::{InferConfig, InferMetrics, infer};
 use logster_operators::score::Scorer;
-use logster_operators::window::{Credit, RestoredWindows, WindowConfig, WindowLinks, WindowMetrics, window};
+use logster_operators::window::{
+    BacklogEntry, BacklogReport, Credit, WindowConfig, WindowLinks, WindowMetrics, window,
+};
 use timely::dataflow::operators::Probe;
 use timely::dataflow::operators::vec::Map;
 use timely::dataflow::{ProbeHandle, Scope};
@@ -18,7 +19,7 @@ use timely::scheduling::SyncActivator;
 
 use crate::checkpoint::Restored;
 use crate::commit::shell::{CommitLinks, OfShard, commit_alerts, commit_results, links};
-use crate::commit::{Committer, StateLog};
+use crate::commit::{Committer, EPOCH_MS, StateChange, StateLog};
 use crate::source::{Assigned, Reader, SourceConfig, SourceLinks, SourceMetrics, source};
 
 /// Settings of every operator.
@@ -34,8 +35,6 @@ pub struct TopologyConfig {
     pub infer: InferConfig,
     /// Dedup.
     pub dedup: DedupConfig,
-    /// Correlation.
-    pub correlate: CorrelateConfig,
     /// Windows of one worker between closing and verdict.
     pub windows_under_way: usize,
     /// Whether epochs carry checkpoints.
@@ -53,14 +52,12 @@ pub struct TopologyMetrics {
     pub infer: InferMetrics,
     /// Dedup.
     pub dedup: DedupMetrics,
-    /// Correlation.
-    pub correlate: CorrelateMetrics,
 }
 
 /// What the worker's loop holds of its dataflow.
 pub struct Built {
     /// For the driver of the transactions.
-    pub commits: CommitLinks<AlertChange>,
+    pub commits: CommitLinks,
     /// Floors whose transaction is committed: from the driver to the source.
     pub floors: Rc<RefCell<Vec<(usize, i64)>>>,
     /// Frontier of committed alerts, all workers: the run is over when it is empty.
@@ -78,25 +75,22 @@ pub fn build<'scope, R: Reader + 'static>(
     reader: impl FnOnce(SyncActivator, &[Assigned]) -> R,
     scorer: &Scorer,
     metrics: TopologyMetrics,
+    failed: Rc<RefCell<Option<anyhow::Error>>>,
 ) -> Built {
     let shards = config.shards;
     let (index, peers) = (scope.index() as u32, scope.peers() as u32);
     let mine = |shard: &u32| *shard % peers == index;
     let (scored, needed, alerts_committed) = (ProbeHandle::new(), ProbeHandle::new(), ProbeHandle::new());
     let floors = Rc::new(RefCell::new(Vec::new()));
-    let backlogs: StateLog = Rc::new(RefCell::new(VecDeque::new()));
+    let states: StateLog = Rc::new(RefCell::new(VecDeque::new()));
     let credit = Credit::new(config.windows_under_way);
     let commits = links(Committer::new(
         shards,
         config.checkpointing,
         restored.shards.iter().filter(|(shard, _)| mine(shard)).map(|(shard, c)| (*shard, c.clone())).collect(),
         restored.tenants.iter().filter(|(shard, _)| mine(shard)).map(|(shard, c)| (*shard, c.clone())).collect(),
-        backlogs.clone(),
+        states.clone(),
     ));
-    let windows_restored = RestoredWindows {
-        committed: restored.committed_by_shard(shards),
-        backlogs: restored.shards.values().flat_map(|shard| shard.backlog.clone()).collect(),
-    };
     let source_links = SourceLinks {
         scored: scored.clone(),
         needed: needed.clone(),
@@ -105,12 +99,21 @@ pub fn build<'scope, R: Reader + 'static>(
             move || commits.borrow_mut().committer().pending()
         }),
         committed_floors: floors.clone(),
+        failed,
         metrics: metrics.source,
     };
     let window_links = WindowLinks {
         credit: credit.clone(),
-        backlogs: config.checkpointing.then_some(backlogs),
-        restored: Rc::new(windows_restored),
+        backlogs: config.checkpointing.then(|| BacklogReport {
+            epoch_ms: EPOCH_MS as i64,
+            report: Rc::new(move |boundary, entries| {
+                let mut by_shard: BTreeMap<u32, Vec<BacklogEntry>> = BTreeMap::new();
+                entries.into_iter().for_each(|e| by_shard.entry(e.endpoint.shard(shards)).or_default().push(e));
+                let changes = by_shard.into_iter().map(|(shard, e)| (boundary as u64, StateChange::Backlog(shard, e)));
+                states.borrow_mut().extend(changes);
+            }),
+        }),
+        restored: Rc::new(restored.windows(shards)),
         metrics: metrics.window,
     };
 
@@ -122,7 +125,12 @@ pub fn build<'scope, R: Reader + 'static>(
     let changes = alerts.changes.map(move |c| OfShard { shard: c.endpoint().shard(shards), record: c });
     let committed = commit_results(raw.published, verdicts, changes, commits.clone());
     committed.needed.probe_with(&needed);
-    let raised = correlate(committed.released, config.correlate, restored.correlation(), metrics.correlate);
+    let raised = committed.released.flat_map(move |c| match c {
+        logster_operators::dedup::AlertChange::Updated(u) => {
+            Some(OfShard { shard: u.endpoint().tenant_shard(shards), record: u.alert.to_output() })
+        }
+        logster_operators::dedup::AlertChange::Forgotten { .. } => None,
+    });
     commit_alerts(raised, commits.clone()).probe_with(&alerts_committed);
 
     Built { commits, floors, alerts_committed, scored }

@@ -25,7 +25,6 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::Operator;
 
-use crate::features::tensors;
 use crate::graph::{PaneGraph, WindowGraph};
 use crate::score::{GraphScore, Job, Scorer};
 use crate::window::{ClosedWindow, Credit, Pane};
@@ -83,7 +82,7 @@ fn ask(config: &InferConfig, platform: Platform, graph: &WindowGraph) -> Asked {
     }
     if platform == Platform::Linux
         && let Some(idle) = &config.idle_allowlist
-        && graph.process_names().all(|name| idle.contains(name))
+        && graph.process_names().iter().all(|name| idle.contains(*name))
     {
         return Asked::Answered(Verdict::Idle);
     }
@@ -93,7 +92,7 @@ fn ask(config: &InferConfig, platform: Platform, graph: &WindowGraph) -> Asked {
 /// A window with its graph.
 struct Pending {
     window: ClosedWindow<PaneGraph>,
-    graph: WindowGraph,
+    graph: Arc<WindowGraph>,
     closed: Instant,
 }
 
@@ -117,8 +116,8 @@ fn result(config: &InferConfig, pending: &Pending, verdict: Verdict) -> Inferenc
         attack_prob: 0.0,
         confidence: 1.0,
         num_events: window.events(),
-        num_nodes: graph.num_nodes() as u32,
-        num_edges: graph.num_edges() as u32,
+        num_nodes: graph.num_nodes(),
+        num_edges: graph.num_edges(),
         node_counts: graph.node_counts(),
         edge_counts: graph.edge_counts(),
         model_version: version.to_owned(),
@@ -163,9 +162,8 @@ fn inference_id(
 
 /// Fills what an analyst reads first.
 fn explain(r: &mut InferenceResult, graph: &WindowGraph, score: &GraphScore) {
-    r.key_edges = graph.key_edges(&score.edge_attn, &score.node_score, KEY_EDGES);
+    r.key_edges = graph.key_edges(&score.edge_attn, KEY_EDGES);
     let mut findings = graph.findings();
-    findings.sort_by(|a, b| (a.technique, &a.sentence).cmp(&(b.technique, &b.sentence)));
     findings.dedup_by(|a, b| a.technique == b.technique);
     r.ttp_techniques = findings.iter().map(|f| f.technique.to_owned()).collect();
     r.ttp_evidence = findings.into_iter().map(|f| format!("{}: {}", f.technique, f.sentence)).collect();
@@ -201,13 +199,14 @@ pub fn infer<'scope>(
                     let time = window.emit_ms.max(0) as u64;
                     let panes: Vec<&PaneGraph> = window.panes.iter().map(|p| &p.content).collect();
                     let graph = WindowGraph::merge(window.platform, window.start_ms, window.end_ms, &panes);
+                    let graph = Arc::new(graph);
                     let platform = window.platform;
                     let pending = Pending { window, graph, closed: Instant::now() };
                     match ask(&config, platform, &pending.graph) {
                         Asked::Answered(verdict) => answered.push((time, pending, verdict)),
                         Asked::Ask => {
                             let ticket = tickets.next().expect("64 bits of tickets");
-                            jobs.push_back(Job { ticket, platform, graph: Arc::new(tensors(&pending.graph)) });
+                            jobs.push_back(Job { ticket, graph: pending.graph.clone() });
                             *times.entry(time).or_default() += 1;
                             under_way.insert(ticket, (time, pending));
                         }

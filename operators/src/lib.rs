@@ -1,6 +1,6 @@
 //! Logster's operators: pure state machines (`on_event`, `on_frontier`), each in a file of its own.
 //!
-//! The order of an event's life: [`normalize`], [`window`], [`graph`] with [`features`], [`score`],
+//! The order of an event's life: [`normalize`], [`window`], [`graph`] with [`features`], [`infer`] with [`score`],
 //! [`dedup`], [`correlate`], [`enrich`]. Timely shells stand beside their cores; see `ARCHITECTURE.md`.
 
 pub mod correlate;
@@ -8,6 +8,7 @@ pub mod dedup;
 pub mod enrich;
 pub mod features;
 pub mod graph;
+pub mod infer;
 pub mod normalize;
 pub mod score;
 pub mod window;

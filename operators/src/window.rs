@@ -566,12 +566,21 @@ impl<P: Pane> Windows<P> {
 pub struct WindowLinks {
     /// Windows handed on and not yet answered: the shell closes no more than `limit`.
     pub credit: Rc<Credit>,
-    /// Backlogs as of a frontier, for the checkpoint; `None` where nothing is checkpointed.
-    pub backlogs: Option<Rc<RefCell<VecDeque<(Option<TimeMs>, Vec<BacklogEntry>)>>>>,
+    /// Takes the backlogs that changed below an epoch boundary; `None` where nothing is checkpointed.
+    pub backlogs: Option<BacklogReport>,
     /// Committed frontier of each shard at start, and backlogs to take over.
     pub restored: Rc<RestoredWindows>,
     /// Counters.
     pub metrics: WindowMetrics,
+}
+
+/// Where backlogs are reported for the checkpoint.
+#[derive(Clone)]
+pub struct BacklogReport {
+    /// Length of an epoch: boundaries are its multiples.
+    pub epoch_ms: TimeMs,
+    /// Called with a boundary and the backlogs as of all that lies below it.
+    pub report: Rc<dyn Fn(TimeMs, Vec<BacklogEntry>)>,
 }
 
 /// What a run takes over from checkpoints.
@@ -657,7 +666,6 @@ pub fn window<'scope, P: Pane>(
         // Held at the earliest time that may still be emitted at, never past the frontier.
         let mut held = Some(initial);
         let mut reported_active = 0;
-        let mut reported_frontier = None;
         move |(input, frontier), output| {
             let metrics = &links.metrics;
             input.for_each(|_, batch| {
@@ -670,8 +678,29 @@ pub fn window<'scope, P: Pane>(
             });
             let frontier = frontier.frontier().as_option().map(|f| *f as TimeMs);
             let fuel = links.credit.limit - links.credit.used.get().min(links.credit.limit);
-            let closed = core.on_frontier(frontier, fuel);
-            let exhausted = closed.len() == fuel && core.is_due(frontier);
+            let mut closed = Vec::new();
+            let exhausted = loop {
+                // With a checkpoint to report to, go from epoch boundary to epoch boundary.
+                let boundary = links
+                    .backlogs
+                    .as_ref()
+                    .zip(core.hold())
+                    .map(|(r, at)| (at.div_euclid(r.epoch_ms) + 1) * r.epoch_ms);
+                let until = boundary.map(|b| b - 1).into_iter().chain(frontier).min();
+                closed.extend(core.on_frontier(until, fuel - closed.len()));
+                if core.is_due(until) {
+                    break true;
+                }
+                if until == frontier {
+                    break false;
+                }
+                if let (Some(links), Some(boundary)) = (&links.backlogs, boundary) {
+                    let changed = core.backlog_snapshot();
+                    if !changed.is_empty() {
+                        (links.report)(boundary, changed);
+                    }
+                }
+            };
             links.credit.used.set(links.credit.used.get() + closed.len());
             metrics.closed.inc_by(closed.len() as u64);
             for window in closed {
@@ -682,15 +711,8 @@ pub fn window<'scope, P: Pane>(
             let active = core.active_keys() as i64;
             metrics.active.add(active - reported_active);
             reported_active = active;
-            if exhausted {
-                if links.credit.used.get() < links.credit.limit {
-                    activator.activate();
-                }
-            } else if let Some(backlogs) = &links.backlogs
-                && reported_frontier != Some(frontier)
-            {
-                reported_frontier = Some(frontier);
-                backlogs.borrow_mut().push_back((frontier, core.backlog_snapshot()));
+            if exhausted && links.credit.used.get() < links.credit.limit {
+                activator.activate();
             }
             match core.hold().into_iter().chain(frontier).min() {
                 Some(until) => held.iter_mut().for_each(|cap| cap.downgrade(&(until.max(0) as u64))),

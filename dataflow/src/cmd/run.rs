@@ -1,11 +1,19 @@
 //! `logster run`: the dataflow itself.
 
 use std::path::PathBuf;
+use std::time::Duration;
+
+use logster_sinks::capture::Framing;
+use prometheus::Registry;
 
 use crate::cli::Overrides;
 use crate::config::Config;
 use crate::config::value::InputSource;
+use crate::engine::{self, AllMetrics, Cluster, Models, Plan};
 use crate::failure::Failure;
+use crate::http::{HealthState, Server};
+use crate::source::file::FileConfig;
+use crate::summary::Summary;
 
 /// Arguments of `logster run`.
 #[derive(clap::Args, Debug)]
@@ -91,7 +99,26 @@ impl Args {
 /// Options that contradict each other or the configuration.
 pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     args.check(config)?;
-    anyhow::bail!("not implemented")
+    let workers = args.workers as usize;
+    let registry = Registry::new();
+    let metrics = AllMetrics::new(&registry)?;
+    let health = HealthState::new(workers, Duration::from_millis(config.http.stall_after.ms() as u64));
+    let _server = config.http.enabled.then(|| Server::start(&config.http, registry, health.clone())).transpose()?;
+    let models = Models::load(config, workers)?;
+    let summary = Summary::new(config.output.dir.is_none());
+    let plan = Plan {
+        cluster: Cluster { workers },
+        files: FileConfig {
+            input: config.input.path.clone().expect("checked"),
+            framing: config.input.topic.map_or(Framing::Envelope, Framing::Bare),
+            speed: config.input.speed,
+            tenants: None,
+        },
+        observer: Some(summary.observer()),
+    };
+    engine::run(config, plan, models, &metrics, &health)?;
+    eprintln!("{summary}");
+    Ok(())
 }
 
 #[cfg(test)]

@@ -6,10 +6,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
+use logster_operators::dedup::AlertChange;
 use logster_schema::{OutputRecord, TimeMs};
 use logster_sinks::epoch::{Outcome, Sink, Writer, WriterError};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::Capability;
@@ -31,10 +30,10 @@ pub struct OfShard<T> {
 }
 
 /// What the operators and the driver of one worker share.
-pub struct CommitState<U> {
-    committer: Committer<U>,
+pub struct CommitState {
+    committer: Committer,
     /// Released and not sent on yet, by time.
-    released: Vec<(u64, U)>,
+    released: Vec<(u64, AlertChange)>,
     /// Committed frontiers; `None`: complete.
     results: Option<u64>,
     alerts: Option<u64>,
@@ -44,10 +43,10 @@ pub struct CommitState<U> {
 }
 
 /// Handle to [`CommitState`].
-pub type CommitLinks<U> = Rc<RefCell<CommitState<U>>>;
+pub type CommitLinks = Rc<RefCell<CommitState>>;
 
 /// Nothing committed yet in this run.
-pub fn links<U>(committer: Committer<U>) -> CommitLinks<U> {
+pub fn links(committer: Committer) -> CommitLinks {
     Rc::new(RefCell::new(CommitState {
         committer,
         released: Vec::new(),
@@ -58,9 +57,9 @@ pub fn links<U>(committer: Committer<U>) -> CommitLinks<U> {
     }))
 }
 
-impl<U: Clone + Serialize + DeserializeOwned> CommitState<U> {
+impl CommitState {
     /// The pure core.
-    pub fn committer(&mut self) -> &mut Committer<U> {
+    pub fn committer(&mut self) -> &mut Committer {
         &mut self.committer
     }
 }
@@ -77,31 +76,28 @@ fn hold(cap: &mut Option<Capability<u64>>, committed: Option<u64>) {
 }
 
 /// Streams of [`commit_results`].
-pub struct Committed<'scope, U> {
+pub struct Committed<'scope> {
     /// Alert updates whose results are committed. Its frontier is the committed frontier.
-    pub released: StreamVec<'scope, u64, U>,
+    pub released: StreamVec<'scope, u64, AlertChange>,
     /// No data. Its frontier is the committed one, held back by open backfill windows: what replays need.
     pub needed: StreamVec<'scope, u64, ()>,
 }
 
 /// The timely operator for what the source published and the shards found.
-pub fn commit_results<'scope, U>(
+pub fn commit_results<'scope>(
     published: StreamVec<'scope, u64, Published>,
     results: StreamVec<'scope, u64, OfShard<OutputRecord>>,
-    updates: StreamVec<'scope, u64, OfShard<U>>,
-    links: CommitLinks<U>,
-) -> Committed<'scope, U>
-where
-    U: Clone + Serialize + DeserializeOwned + 'static,
-{
+    updates: StreamVec<'scope, u64, OfShard<AlertChange>>,
+    links: CommitLinks,
+) -> Committed<'scope> {
     let scope = results.scope();
     let mut builder = OperatorBuilder::new("commit_results".to_owned(), scope);
     let mut published = builder.new_input(published, Pipeline);
     let mut results = builder.new_input(results, Pipeline);
     let mut updates = builder.new_input(updates, Pipeline);
-    let (output, released) = builder.new_output::<Vec<U>>();
+    let (output, released) = builder.new_output::<Vec<AlertChange>>();
     let (_, needed) = builder.new_output::<Vec<()>>();
-    let mut output = OutputBuilder::<_, CapacityContainerBuilder<Vec<U>>>::from(output);
+    let mut output = OutputBuilder::<_, CapacityContainerBuilder<Vec<AlertChange>>>::from(output);
     links.borrow_mut().activators.push(scope.activator_for(builder.operator_info().address));
     builder.build(move |mut capabilities| {
         let mut needed = capabilities.pop();
@@ -137,13 +133,10 @@ where
 }
 
 /// The timely operator for the alerts of this worker's tenants. Its output frontier is the committed one.
-pub fn commit_alerts<'scope, U>(
+pub fn commit_alerts<'scope>(
     alerts: StreamVec<'scope, u64, OfShard<OutputRecord>>,
-    links: CommitLinks<U>,
-) -> StreamVec<'scope, u64, ()>
-where
-    U: Clone + Serialize + DeserializeOwned + 'static,
-{
+    links: CommitLinks,
+) -> StreamVec<'scope, u64, ()> {
     let scope = alerts.scope();
     alerts.unary_frontier::<CapacityContainerBuilder<Vec<()>>, _, _, _>(Pipeline, "commit_alerts", move |cap, info| {
         let mut cap = Some(cap);
@@ -160,8 +153,8 @@ where
 }
 
 /// Drives one worker's transactions. The worker's loop calls [`Driver::poll`] between steps.
-pub struct Driver<U> {
-    links: CommitLinks<U>,
+pub struct Driver {
+    links: CommitLinks,
     writer: Writer,
     outcomes: Receiver<Outcome>,
     pace: Pace,
@@ -174,10 +167,10 @@ pub struct Driver<U> {
     under_way: Option<(Instant, usize)>,
 }
 
-impl<U: Clone + Serialize + DeserializeOwned> Driver<U> {
+impl Driver {
     /// A driver at rest. `sink` gets a thread of its own, which wakes the calling thread at each outcome.
     pub fn new(
-        links: CommitLinks<U>,
+        links: CommitLinks,
         sink: impl Sink + 'static,
         every: Duration,
         alerts_everywhere: ProbeHandle<u64>,

@@ -20,16 +20,9 @@ use logster_sinks::capture::{CaptureError, CaptureReader, Framing};
 use logster_sinks::playback::Playback;
 use timely::scheduling::SyncActivator;
 
-use super::{Assigned, Item, Log, Message, Reader, Standing};
+use crate::config::value::Speed;
 
-/// How fast captures are played.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Speed {
-    /// As fast as the machine allows.
-    Max,
-    /// This many times as fast as they were recorded.
-    Times(f64),
-}
+use super::{Assigned, Item, Log, Message, Reader, Standing};
 
 /// What to play.
 #[derive(Clone, Debug)]
@@ -127,6 +120,23 @@ impl FileReader {
             tenants: config.tenants.clone(),
             stop,
         })
+    }
+}
+
+impl FileReader {
+    /// A reader at its end: stands in while the run is ended for an input that could not be opened.
+    pub fn ended() -> Self {
+        let (_, batches) = bounded(0);
+        Self {
+            batches,
+            current: Batch::default(),
+            next: 0,
+            start: 0,
+            clock: None,
+            finished: false,
+            tenants: None,
+            stop: Arc::default(),
+        }
     }
 }
 
