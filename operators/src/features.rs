@@ -12,6 +12,7 @@
 //!
 //! Any change of a token, a number or their order is a new [`FEATURE_VERSION`]; golden vectors hold it fast.
 
+pub mod audit;
 pub mod linux;
 pub mod windows;
 

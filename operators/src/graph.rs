@@ -93,6 +93,8 @@ pub enum Attribute {
     Integrity = 2,
     /// One concrete case of what the node sums up: a registry key, a pipe's name.
     Example = 3,
+    /// A process's program as a class: what pairs of parent and child are made of.
+    Program = 4,
 }
 
 /// An ATT&CK technique as the built-in analyzer reports it. Tables of these are `static`.

@@ -16,7 +16,7 @@ use logster_schema::{KeyEdge, Peer, Platform, TimeMs};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{Attribute, NO_PID, NodeKind, PaneGraph, Relation, Technique, Text, bits, format_guid, words};
-use crate::features::TokenId;
+use crate::features::{self, TokenId};
 
 /// Generations that suspicion travels along a process tree, up or down.
 const TREE_DEPTH: usize = 6;
@@ -272,6 +272,9 @@ impl WindowGraph {
     /// Signs of suspicion of each process over itself, its ancestors and its descendants, and of each script
     /// over itself: sorted ids, one list per node. What a process's scripts show counts as its own.
     pub fn tree_tokens(&self) -> Vec<Vec<TokenId>> {
+        if self.platform == Platform::Linux {
+            return features::linux::context(self);
+        }
         let mut own: Vec<Vec<TokenId>> = self.nodes().map(|n| n.tokens().filter(|t| t.is_tree()).collect()).collect();
         let mut parents: Vec<Vec<u32>> = vec![Vec::new(); self.nodes.len()];
         for edge in &self.edges {
@@ -505,6 +508,10 @@ impl Merge {
         });
         self.own_children(graph);
         written_and_run(graph);
+        if graph.platform == Platform::Linux {
+            let lineage = features::linux::lineage(graph);
+            graph.tokens.extend(lineage);
+        }
 
         // A token that is both plain and a sign of suspicion is the latter.
         graph.tokens.sort_unstable_by_key(|&(node, token)| (node, token.id(), !token.is_tree()));

@@ -1,5 +1,7 @@
 //! Sentences about nodes and edges for people: what happened, to what, how often. Bounded in length.
 
+use logster_schema::Platform;
+
 use super::window::{Edge, NodeView, WindowGraph};
 use super::{Attribute, NodeKind, Relation, Technique};
 
@@ -44,6 +46,10 @@ pub(super) fn edge(graph: &WindowGraph, edge: &Edge) -> String {
             Some(text) => format!("{who} ran {what}: {text}"),
             None => format!("{who} ran {what}"),
         },
+        (Relation::Executed, _) if graph.platform() == Platform::Linux => match written_before(graph, edge) {
+            Some((seconds, writer)) => format!("{who} executed {what}, written {seconds} s before by {writer}"),
+            None => format!("{who} executed {what}"),
+        },
         (Relation::Executed, _) if same_program(src.label(), dst.label()) => format!("{who} ran from {what}"),
         (Relation::Executed, _) => format!("{who} loaded {what}"),
         (Relation::ConnectedTo, _) => format!("{who} connected with {what}"),
@@ -57,6 +63,13 @@ pub(super) fn edge(graph: &WindowGraph, edge: &Edge) -> String {
         sentence.push_str(&format!(" {} times", edge.count));
     }
     sentence
+}
+
+/// Seconds since the target's first writing, and by whom.
+fn written_before(graph: &WindowGraph, run: &Edge) -> Option<(i64, String)> {
+    let into = graph.edges().iter().filter(|e| e.dst == run.dst && e.relation == Relation::Wrote);
+    let write = into.filter(|e| e.first_ms <= run.last_ms).min_by_key(|e| e.first_ms)?;
+    Some(((run.first_ms - write.first_ms).max(0) / 1000, name(graph.node(write.src))))
 }
 
 /// `powershell.exe (High) read the memory of LSASS: ...`.
