@@ -7,6 +7,7 @@ pub mod backtest;
 pub mod checkpoint;
 pub mod cli;
 pub mod clock;
+pub mod cluster;
 pub mod cmd;
 pub mod commit;
 pub mod config;
