@@ -19,9 +19,11 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::client::{ClientError, KafkaConfig, LinkContext, block_on};
 
-/// Largest record of a topic that Logster writes, in bytes. A raw record of the broker's default limit (1 MiB)
-/// grows at most six-fold when its control characters are escaped in a dead letter.
-pub const MAX_OUTPUT_BYTES: u32 = 8 << 20;
+/// Largest record of a raw topic, in bytes: ten times Kafka's default, as shippers join lines.
+pub const MAX_RAW_BYTES: u32 = 10 << 20;
+/// Largest record of a topic that Logster writes, in bytes: control characters of a raw record grow six-fold
+/// when they are escaped in a dead letter, and a record that cannot be written would stop the run for good.
+pub const MAX_OUTPUT_BYTES: u32 = 64 << 20;
 
 /// Whose clock a raw record's timestamp is (`input.arrival`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,7 +64,11 @@ pub fn specified(arrival: Arrival) -> Vec<TopicSpec> {
     let input = |name: &str, partitions| TopicSpec {
         name: name.to_owned(),
         partitions,
-        settings: [&[("message.timestamp.type", stamp.to_owned())], kept].concat(),
+        settings: [
+            &[("message.timestamp.type", stamp.to_owned()), ("max.message.bytes", MAX_RAW_BYTES.to_string())],
+            kept,
+        ]
+        .concat(),
         required: vec!["message.timestamp.type"],
     };
     let output = |topic: OutputTopic| TopicSpec {

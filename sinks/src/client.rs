@@ -13,11 +13,12 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 /// A password or key. Prints as `***`.
@@ -147,6 +148,19 @@ pub enum ClientError {
         reason: String,
         /// The setting to look at first.
         setting: &'static str,
+    },
+    /// Records of a topic stay invisible: somebody's transaction does not end.
+    #[error(
+        "an open transaction holds back \"{topic}\" partition {partition} for more than {} s: \
+         kafka-transactions.sh find-hanging names it", waited.as_secs_f32()
+    )]
+    HeldBack {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// How long we waited.
+        waited: Duration,
     },
     /// A broker answered with an error.
     #[error("Kafka at {brokers} refused to {what}")]
@@ -354,10 +368,53 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
+/// Errors that outages, restarts and changes of leadership bring: the client goes on by itself.
+pub(crate) fn is_temporary(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::BrokerTransportFailure
+            | Code::AllBrokersDown
+            | Code::Resolve
+            | Code::OperationTimedOut
+            | Code::LeaderNotAvailable
+            | Code::NotLeaderForPartition
+            | Code::ReplicaNotAvailable
+            | Code::BrokerNotAvailable
+            | Code::RequestTimedOut
+            | Code::NetworkException
+            | Code::KafkaStorageError
+            | Code::OffsetNotAvailable
+            | Code::FencedLeaderEpoch
+            | Code::UnknownLeaderEpoch
+    )
+}
+
+/// First offset and end of a partition; waits out changes of leadership, as just after a topic is created.
+pub(crate) fn watermarks(
+    consumer: &BaseConsumer<LinkContext>,
+    topic: &str,
+    partition: i32,
+    timeout: Duration,
+) -> Result<(i64, i64), KafkaError> {
+    let asked = Instant::now();
+    loop {
+        match consumer.fetch_watermarks(topic, partition, timeout) {
+            Err(error) if error.rdkafka_error_code().is_some_and(is_temporary) && asked.elapsed() + RETRY < timeout => {
+                std::thread::sleep(RETRY);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Between questions that have no answer yet.
+const RETRY: Duration = Duration::from_millis(20);
+
 #[cfg(test)]
 mod tests {
     use rdkafka::config::FromClientConfig;
-    use rdkafka::consumer::BaseConsumer;
+    use rdkafka::consumer::DefaultConsumerContext;
 
     use super::*;
 
@@ -366,7 +423,7 @@ mod tests {
             Ok(client) => client,
             Err(error) => return error.to_string(),
         };
-        match BaseConsumer::from_config(&client) {
+        match BaseConsumer::<DefaultConsumerContext>::from_config(&client) {
             Ok(_) => "none".into(),
             Err(error) => config.creation_error(error).to_string(),
         }

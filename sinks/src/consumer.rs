@@ -23,7 +23,7 @@ use rdkafka::message::Message as _;
 use rdkafka::{Offset, Timestamp, TopicPartitionList};
 
 use crate::admin::Arrival;
-use crate::client::{ClientError, KafkaConfig, LinkContext};
+use crate::client::{ClientError, KafkaConfig, LinkContext, is_temporary, watermarks};
 
 /// A partition and where to begin in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,8 +32,8 @@ pub struct Start {
     pub topic: String,
     /// Partition.
     pub partition: i32,
-    /// Offset of the first record wanted.
-    pub offset: i64,
+    /// Offset of the first record wanted; `None`: the first that the broker has.
+    pub offset: Option<i64>,
 }
 
 /// A record, lent by the client's buffer.
@@ -154,7 +154,11 @@ impl Consumer {
         let mut list = TopicPartitionList::new();
         let mut parts = Vec::new();
         for start in starts {
-            list.add_partition_offset(&start.topic, start.partition, Offset::Offset(start.offset)).map_err(refused)?;
+            let offset = match start.offset {
+                Some(offset) => offset,
+                None => watermarks(&consumer, &start.topic, start.partition, config.timeout).map_err(refused)?.0,
+            };
+            list.add_partition_offset(&start.topic, start.partition, Offset::Offset(offset)).map_err(refused)?;
             // Before they are assigned: afterwards the first records may have gone to the common queue.
             let mut queue = consumer
                 .split_partition_queue(&start.topic, start.partition)
@@ -163,7 +167,7 @@ impl Consumer {
             parts.push(Part {
                 topic: start.topic.clone(),
                 partition: start.partition,
-                next: start.offset,
+                next: offset,
                 paused: false,
                 at_end: false,
                 queue,
@@ -275,7 +279,7 @@ impl Consumer {
     /// [`at_end`](Self::at_end): the last offsets may be control records of transactions.
     pub fn end_offsets(&self) -> Result<Vec<i64>, ClientError> {
         let timeout = self.config.timeout;
-        let ends = self.parts.iter().map(|part| self.consumer.fetch_watermarks(&part.topic, part.partition, timeout));
+        let ends = self.parts.iter().map(|part| watermarks(&self.consumer, &part.topic, part.partition, timeout));
         ends.map(|found| {
             let (_, end) =
                 found.map_err(|e| self.config.request_error("tell end offsets", &self.consumer.context().0, e))?;
@@ -288,28 +292,6 @@ impl Consumer {
     pub fn broker_errors(&self) -> u64 {
         self.consumer.context().0.errors()
     }
-}
-
-/// Errors that outages, restarts and changes of leadership bring: the client goes on by itself.
-fn is_temporary(code: RDKafkaErrorCode) -> bool {
-    use RDKafkaErrorCode as Code;
-    matches!(
-        code,
-        Code::BrokerTransportFailure
-            | Code::AllBrokersDown
-            | Code::Resolve
-            | Code::OperationTimedOut
-            | Code::LeaderNotAvailable
-            | Code::NotLeaderForPartition
-            | Code::ReplicaNotAvailable
-            | Code::BrokerNotAvailable
-            | Code::RequestTimedOut
-            | Code::NetworkException
-            | Code::KafkaStorageError
-            | Code::OffsetNotAvailable
-            | Code::FencedLeaderEpoch
-            | Code::UnknownLeaderEpoch
-    )
 }
 
 #[cfg(test)]
@@ -351,7 +333,7 @@ mod tests {
     }
 
     fn starts(topic: &str, offsets: &[i64]) -> Vec<Start> {
-        let start = |(partition, &offset)| Start { topic: topic.into(), partition, offset };
+        let start = |(partition, &offset)| Start { topic: topic.into(), partition, offset: Some(offset) };
         (0..).zip(offsets).map(start).collect()
     }
 
@@ -424,12 +406,17 @@ mod tests {
         topic(&cluster, "turns");
         produce(&cluster, "turns", 0, 0..2_000);
         produce(&cluster, "turns", 1, 0..2_000);
-        let mut consumer = Consumer::assign(&cluster.config(), "g", &starts("turns", &[0, 0]), 8 << 20, || ()).unwrap();
-        // Until both have something fetched.
-        let started = |_: &Consumer, got: &[Vec<i64>]| got.iter().all(|part| !part.is_empty());
-        read(&mut consumer, 1, started).unwrap();
-        std::thread::sleep(Duration::from_millis(200));
-        let got = read(&mut consumer, 4 * Consumer::SLICE, |_, got| !got[0].is_empty() || !got[1].is_empty()).unwrap();
+        let filled = Arc::new(AtomicUsize::new(0));
+        let count = filled.clone();
+        let wake = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        };
+        let mut consumer = Consumer::assign(&cluster.config(), "g", &starts("turns", &[0, 0]), 8 << 20, wake).unwrap();
+        // Until both have something: an empty queue says once that it is no more.
+        while filled.load(Ordering::Relaxed) < 2 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let got = read(&mut consumer, 4 * Consumer::SLICE, |_, got| got.iter().any(|part| !part.is_empty())).unwrap();
         assert_eq!((got[0].len(), got[1].len()), (2 * Consumer::SLICE, 2 * Consumer::SLICE));
     }
 
@@ -450,7 +437,10 @@ mod tests {
             assert_eq!(error.to_string(), want);
         }
         for offset in [40, 100] {
-            let start = starts("gone", &[offset]);
+            let mut start = starts("gone", &[offset]);
+            if offset == 40 {
+                start[0].offset = None; // the first there is
+            }
             let mut consumer = Consumer::assign(&cluster.config(), "g", &start, 1 << 20, || ()).unwrap();
             assert_eq!(read(&mut consumer, 1_000, all_at_end).unwrap(), [Vec::from_iter(offset..100)]);
         }

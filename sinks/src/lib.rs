@@ -2,6 +2,7 @@
 //!
 //! [`capture`] reads NDJSON captures. [`client`] is how Kafka is reached, [`admin`] makes and checks topics,
 //! [`consumer`] reads raw ones.
+//! [`produce`] plays captures, merged by [`playback`], into a broker.
 //! Outputs leave in [`epoch`]s, through [`writer`] to Kafka or through [`file`] to a directory;
 //! [`reader`] reads committed records back.
 
@@ -12,6 +13,7 @@ pub mod consumer;
 pub mod epoch;
 pub mod file;
 pub mod playback;
+pub mod produce;
 pub mod reader;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;

@@ -1,10 +1,9 @@
 //! Reads a topic from its beginning to its end, committed records only: checkpoints at start, outputs in tests.
 //!
-//! - Input: every partition of a topic, up to the last stable offset when reading starts: what an open transaction
-//!   holds back is not waited for. Whoever needs it fences its writer first.
+//! - Input: every partition of a topic, up to what is its [`End`] when reading starts.
 //! - Output: [`Record`]s, per partition in order of offset; or [`last_values`], the last value of each key.
 //! - State: what it returns, in memory: meant for the checkpoint topic, which compaction keeps small.
-//! - Failure: [`ClientError`], also when no record came for the time-out.
+//! - Failure: [`ClientError`], also when the end did not become stable, or no record came, for the time-out.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,7 +14,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::client::{ClientError, KafkaConfig, LinkContext};
+use crate::client::{ClientError, KafkaConfig, LinkContext, watermarks};
 
 /// A committed record.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,24 +31,39 @@ pub struct Record {
     pub value: Option<Vec<u8>>,
 }
 
+/// Which end of a topic is read to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The last stable offset: what open transactions hold back is left out, whoever's they are.
+    Stable,
+    /// The last record written: waits until every transaction before it has ended. A commit that was answered may
+    /// need some milliseconds until readers see it; and another job's open transaction hides our newest records.
+    Written,
+}
+
 /// Every committed record of a topic up to its present end, partition by partition.
 ///
-/// `timeout` bounds the wait for the next record, not the whole.
-pub fn read_committed_to_end(config: &KafkaConfig, topic: &str, timeout: Duration) -> Result<Vec<Record>, ClientError> {
+/// `timeout` bounds the wait for the end to become stable, and for the next record.
+pub fn read_committed(
+    config: &KafkaConfig,
+    topic: &str,
+    end: End,
+    timeout: Duration,
+) -> Result<Vec<Record>, ClientError> {
     let mut records = Vec::new();
-    for_each_committed(config, topic, timeout, |record| records.push(record))?;
+    for_each_committed(config, topic, end, timeout, |record| records.push(record))?;
     records.sort_unstable();
     Ok(records)
 }
 
-/// The last committed value of each key; keys whose last record is a tombstone are left out.
+/// The last committed value of each key up to [`End::Written`]; keys whose last record is a tombstone are left out.
 pub fn last_values(
     config: &KafkaConfig,
     topic: &str,
     timeout: Duration,
 ) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, ClientError> {
     let mut last = BTreeMap::new();
-    for_each_committed(config, topic, timeout, |record| {
+    for_each_committed(config, topic, End::Written, timeout, |record| {
         let Some(key) = record.key else { return };
         match record.value {
             Some(value) => last.insert(key, value),
@@ -62,6 +76,7 @@ pub fn last_values(
 fn for_each_committed(
     config: &KafkaConfig,
     topic: &str,
+    end: End,
     timeout: Duration,
     mut f: impl FnMut(Record),
 ) -> Result<(), ClientError> {
@@ -70,10 +85,15 @@ fn for_each_committed(
         .set("group.id", "logster-reader") // needed for assignment; never joined, nothing is committed
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "earliest")
-        .set("isolation.level", "read_committed")
         .set("enable.partition.eof", "true");
-    let consumer: BaseConsumer<LinkContext> = BaseConsumer::from_config_and_context(&settings, LinkContext::default())
-        .map_err(|e| config.creation_error(e))?;
+    // A consumer's isolation decides what it takes for the end.
+    let mut consumer = |isolation: &str| {
+        settings.set("isolation.level", isolation);
+        BaseConsumer::<LinkContext>::from_config_and_context(&settings, LinkContext::default())
+            .map_err(|e| config.creation_error(e))
+    };
+    let uncommitted = consumer("read_uncommitted")?;
+    let consumer = consumer("read_committed")?;
     let failed = |error| {
         let what = format!("read topic \"{topic}\"");
         config.request_error(what, &consumer.context().0, error)
@@ -87,8 +107,19 @@ fn for_each_committed(
     // Partitions that still have something before their end.
     let mut open = BTreeMap::new();
     let mut list = TopicPartitionList::new();
+    let asked = Instant::now();
     for partition in 0..partitions {
-        let (first, end) = consumer.fetch_watermarks(topic, partition, config.timeout).map_err(failed)?;
+        let (_, written) = watermarks(&uncommitted, topic, partition, config.timeout).map_err(failed)?;
+        let (first, end) = loop {
+            let (first, stable) = watermarks(&consumer, topic, partition, config.timeout).map_err(failed)?;
+            if end == End::Stable || stable >= written {
+                break (first, stable);
+            }
+            if asked.elapsed() >= timeout {
+                return Err(ClientError::HeldBack { topic: topic.to_owned(), partition, waited: timeout });
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
         if first < end {
             open.insert(partition, end);
             list.add_partition_offset(topic, partition, Offset::Beginning).map_err(failed)?;
