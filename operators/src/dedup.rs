@@ -41,7 +41,7 @@ use crate::correlate::contact::{merge_addresses, merge_peers};
 
 mod shell;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use shell::{DedupMetrics, DedupStreams, RestoredShard, dedup};
 
