@@ -12,6 +12,7 @@ pub mod cmd;
 pub mod commit;
 pub mod config;
 pub mod engine;
+pub mod export;
 pub mod failure;
 pub mod http;
 pub mod logging;

@@ -2,21 +2,25 @@
 
 use std::path::PathBuf;
 
+use logster_operators::normalize::NormalizeConfig;
+use logster_operators::window::WindowConfig;
+
 use crate::cli::Overrides;
 use crate::config::Config;
+use crate::export::{self, ExportConfig};
 
 /// Arguments of `logster export-windows`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// A file or a directory of captures.
+    /// A file or a directory of captures, one recording a file.
     #[arg(long, value_name = "PATH")]
     pub input: PathBuf,
-    /// Directory to write to.
-    #[arg(long, value_name = "DIR")]
+    /// Arrow file to write.
+    #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Worker threads.
-    #[arg(short = 'w', long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub workers: u32,
+    /// Also export each Linux recording by auditd alone and by eBPF alone.
+    #[arg(long)]
+    pub views: bool,
 }
 
 impl Args {
@@ -29,7 +33,31 @@ impl Args {
 /// Runs it.
 ///
 /// # Errors
-/// Captures that cannot be read; files that cannot be written.
-pub fn run(_args: &Args, _config: &Config) -> anyhow::Result<()> {
-    anyhow::bail!("not implemented")
+/// Captures that cannot be read; a file that cannot be written.
+pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
+    let export = ExportConfig {
+        normalize: NormalizeConfig {
+            time: config.time_limits(),
+            max_message_bytes: config.input.max_message_bytes.0 as usize,
+        },
+        window: WindowConfig {
+            width_ms: config.inference.window.ms(),
+            hop_ms: config.inference.interval.ms(),
+            max_lateness_ms: config.input.max_lateness.ms(),
+            max_events: config.inference.max_events_per_window as usize,
+            max_open_backfill: config.input.max_open_backfill_windows as usize,
+        },
+        views: args.views,
+    };
+    let totals = export::export_windows(&args.input, &args.out, &export, |recording, t| {
+        println!("{:>4} recordings {:>9} records {:>7} windows  {recording}", t.recordings, t.records, t.windows);
+    })?;
+    println!(
+        "wrote {}: {} windows of {} recordings, {} dead letters",
+        args.out.display(),
+        totals.windows,
+        totals.recordings,
+        totals.dead_letters
+    );
+    Ok(())
 }
