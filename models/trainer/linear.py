@@ -42,7 +42,8 @@ class Instances:
                 # A script block has no GUID: unknown in attack windows.
                 doubtful = window.label == MALICIOUS and (types[n] != 0 or window.snippet)
                 self.label.append(NODE_UNKNOWN if doubtful and window.node_label[n] != 1 else window.node_label[n])
-                key.append((window.recording, window.view, window.node_id[n] or -n - 1))
+                # A node without an identity is a process of its own in each window.
+                key.append((window.recording, window.view, window.node_id[n] or (w, n)))
         self.window, self.label = np.array(self.window, int), np.array(self.label, int)
         data = np.concatenate(indices) if indices else np.zeros(0, int)
         self.x = sp.csr_matrix(
@@ -59,6 +60,15 @@ class Instances:
         named = np.unique(self.recording[self.label == 1])
         unnamed = (self.window_label == MALICIOUS) & (self.label == 0) & ~np.isin(self.recording, named)
         self.label[unnamed] = NODE_UNKNOWN
+
+    def distinct(self, use: np.ndarray) -> np.ndarray:
+        """`use` without repeats: a process looks the same in most of the six windows that it lies in."""
+        index = np.flatnonzero(use)
+        looks = np.stack([self.key[index], self.label[index], np.diff(self.x.indptr)[index]])
+        _, first = np.unique(looks, axis=1, return_index=True)
+        out = np.zeros(len(use), bool)
+        out[index[first]] = True
+        return out
 
     def maximum(self, score: np.ndarray, windows: int) -> np.ndarray:
         """Highest instance of each window."""
@@ -145,7 +155,7 @@ def fit_windows(data: Instances, train: np.ndarray, ridge: float = 5.0, rounds: 
 
 def fit_linux(data: Instances, train: np.ndarray, ridge: float = 1.0, least: int = 2) -> Fit:
     """Free fit; flags weigh by rarity in benign recordings and must occur in `least` recordings."""
-    use = train & data.trainable & (data.label >= 0)
+    use = data.distinct(train & data.trainable & (data.label >= 0))
     x, y, recording = data.x[use], data.label[use], data.recording[use]
     frequency = np.zeros(VOCABULARY)
     support = np.zeros(VOCABULARY)

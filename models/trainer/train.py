@@ -88,7 +88,7 @@ def linear_scores(study: Study, data: linear.Instances, splits: list[folds.Fold]
             chosen = linear_fit(study.platform, data, np.isin(names[data.window], train))
             return {"score": data.maximum(chosen.score(data.x), len(study.windows))}
 
-        got = study.cached(f"linear-{fold}", {"test": test, "train": train, "code": 1}, compute)["score"]
+        got = study.cached(f"linear-{fold}", {"test": test, "train": train, "code": 2}, compute)["score"]
         score[np.isin(names, test)] = got[np.isin(names, test)]
     return score[views == view]
 
