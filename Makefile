@@ -40,6 +40,7 @@ lint: ## Check formatting, clippy and shell scripts
 	cargo fmt --all --check
 	cargo clippy $(cargo_flags) --all-targets -- -D warnings
 	for script in $$(git ls-files '*.sh' .ci/run); do bash -n "$$script"; done
+	deploy/check.sh
 	! command -v shellcheck >/dev/null || shellcheck --severity warning $$(git ls-files '*.sh' .ci/run)
 
 .PHONY: test

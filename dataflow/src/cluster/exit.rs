@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// Exit code after the loss of a peer or a hung worker.
 pub const EXIT_LOST: i32 = 3;
+/// Exit code of a run that another one has taken over from: not to be restarted.
+pub const EXIT_SUPERSEDED: i32 = 4;
 /// Exit code after a panic.
 pub const EXIT_PANIC: i32 = 101;
 
@@ -40,16 +42,23 @@ pub(super) fn leaving() -> Option<&'static str> {
     LEAVING.get().map(String::as_str)
 }
 
-/// Ends the process with `code`, having said why. Returns only where another thread is already at it.
-pub(super) fn leave(reason: String, code: i32) {
+/// Ends the process with `code`, having said why on standard error, to the hook and to the peers.
+///
+/// For what no thread can return from: a worker that gives up would leave the others waiting for it. Of
+/// several threads that call this, the first one's reason counts. Takes half a second, 1.5 s at most.
+pub fn leave(reason: String, code: i32) -> ! {
     if LEAVING.set(reason.clone()).is_err() {
-        return;
+        // Another thread is at it.
+        loop {
+            thread::park();
+        }
     }
     named("cluster-abort", || {
         thread::sleep(ABORT_AFTER);
         std::process::abort();
     });
-    eprintln!("error: {reason}; exiting so that the supervisor restarts the cluster");
+    let next = if code == EXIT_SUPERSEDED { "" } else { "; exiting so that the supervisor restarts the cluster" };
+    eprintln!("error: {reason}{next}");
     if let Some(hook) = HOOK.lock().unwrap_or_else(|e| e.into_inner()).take() {
         let (done, wait) = mpsc::channel();
         named("cluster-exit", move || {
@@ -74,17 +83,15 @@ pub fn exit_on_panic() {
         let text = info.payload_as_str().unwrap_or("panic").to_owned();
         if let Some(peer) = remote_of(name) {
             thread::sleep(WATCH_FIRST);
-            leave(format!("lost process {peer}: its data connection broke: {text}"), EXIT_LOST);
+            leave(format!("lost process {peer}: its data connection broke: {text}"), EXIT_LOST)
         } else if text.contains("MergeQueue poisoned") {
             // A worker that met the end of one of the threads above.
             thread::sleep(WATCH_FIRST);
-            leave(format!("lost a peer: {text} in {name}"), EXIT_LOST);
+            leave(format!("lost a peer: {text} in {name}"), EXIT_LOST)
         } else {
             usual(info);
-            leave(format!("panic in thread {name}: {text}"), EXIT_PANIC);
+            leave(format!("panic in thread {name}: {text}"), EXIT_PANIC)
         }
-        // Another thread is ending the process: do not unwind into what it is reading.
-        thread::sleep(ABORT_AFTER);
     }));
 }
 

@@ -1,6 +1,6 @@
 //! Notices a process that is gone, hangs, or cannot be reached, and ends this one.
 //!
-//! - Input: the control connection to each peer, and the beats of this process's own workers.
+//! - Input: the control connection to each peer, and who says whether this process's own workers move.
 //! - Output: `error: lost process 1 (host:port): ...` and exit code 3 ([`super::exit`]).
 //! - State: when each peer was last heard. One thread a peer, none of them shared with the dataflow, with
 //!   TLS or with HTTP: a busy worker does not look like a dead process.
@@ -15,7 +15,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,8 @@ const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 /// Longest pause between two looks at anything.
 const TICK: Duration = Duration::from_millis(100);
 const MAX_REASON_BYTES: usize = 1000;
+/// See [`watch_workers`].
+const LOOKS: u32 = 5;
 
 pub(super) const READY: u8 = b'r';
 const HEARTBEAT: u8 = b'h';
@@ -226,52 +228,19 @@ fn is_pause(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }
 
-/// One counter a worker, which the worker moves in every turn of its loop.
-pub struct Beats(Box<[AtomicU64]>);
-
-/// The value of a worker that has ended.
-const DONE: u64 = u64::MAX;
-
-impl Beats {
-    /// Counters of this process's `workers`.
-    pub fn new(workers: usize) -> Arc<Beats> {
-        Arc::new(Beats((0..workers).map(|_| AtomicU64::new(0)).collect()))
-    }
-
-    /// `worker` (its index within the process) is alive.
-    pub fn beat(&self, worker: usize) {
-        self.0[worker].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// `worker` has ended, as it should.
-    pub fn done(&self, worker: usize) {
-        self.0[worker].store(DONE, Ordering::Relaxed);
-    }
-}
-
-/// Ends the process (code 3) when one of its workers has not moved for `hung_after`. The peers are told.
+/// Ends the process (code 3) when `hung` names hung workers in several looks in a row; the peers are told.
 ///
-/// An idle worker must still turn: park for a third of `hung_after` at most.
-pub fn watch_workers(beats: Arc<Beats>, hung_after: Duration) -> io::Result<()> {
+/// `hung` is what says whether the process counts as alive: [`crate::http::HealthState::not_live`]. One look is not
+/// enough, as after a pause of the whole machine every worker seems to hang until it has run again.
+pub fn watch_workers(hung: impl Fn() -> Vec<String> + Send + 'static) -> io::Result<()> {
     let run = move || {
-        let mut seen: Vec<(u64, Instant)> = beats.0.iter().map(|_| (0, Instant::now())).collect();
+        let mut looks = 0;
         loop {
-            let slept = Instant::now();
-            thread::sleep(TICK.min(hung_after / 4));
-            // Of a pause of the whole process (a suspended machine) the workers are innocent.
-            let paused = slept.elapsed().saturating_sub(TICK * 2);
-            for (worker, (beat, (last, moved))) in beats.0.iter().zip(&mut seen).enumerate() {
-                let now = beat.load(Ordering::Relaxed);
-                *moved += paused;
-                if now != *last || now == DONE {
-                    (*last, *moved) = (now, Instant::now());
-                } else if moved.elapsed() > hung_after {
-                    let seconds = hung_after.as_secs_f64();
-                    return leave(
-                        format!("worker {worker} of this process has not moved for {seconds:.1} s"),
-                        EXIT_LOST,
-                    );
-                }
+            thread::sleep(TICK);
+            let names = hung();
+            looks = if names.is_empty() { 0 } else { looks + 1 };
+            if looks == LOOKS {
+                leave(names.join(", "), EXIT_LOST);
             }
         }
     };
