@@ -38,7 +38,18 @@ impl TokenId {
 
     /// The token of `ns:text`; `tree`: it counts for ancestors and descendants too.
     pub fn new(text: &str, tree: bool) -> Self {
-        Self((fnv1a64(text.as_bytes()) % TOKEN_IDS) as u16 | if tree { Self::TREE } else { 0 })
+        Self::joined(&[text], tree)
+    }
+
+    /// The token of the joined parts.
+    pub fn joined(parts: &[&str], tree: bool) -> Self {
+        Self::joined_after("", parts, tree)
+    }
+
+    /// The token of `prefix` and the joined parts.
+    pub fn joined_after(prefix: &str, parts: &[&str], tree: bool) -> Self {
+        let hash = parts.iter().fold(fnv1a64(FNV_BASIS, prefix.as_bytes()), |h, p| fnv1a64(h, p.as_bytes()));
+        Self((hash % TOKEN_IDS) as u16 | if tree { Self::TREE } else { 0 })
     }
 
     /// The id, 0 to 32,767.
@@ -52,15 +63,11 @@ impl TokenId {
     }
 }
 
-/// FNV-1a, 64 bits.
-const fn fnv1a64(bytes: &[u8]) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    let mut at = 0;
-    while at < bytes.len() {
-        hash = (hash ^ bytes[at] as u64).wrapping_mul(0x0000_0100_0000_01b3);
-        at += 1;
-    }
-    hash
+const FNV_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a, 64 bits, continued from `hash`.
+fn fnv1a64(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |hash, &b| (hash ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 /// The model's inputs for some graphs, as one disjoint union. Matrices are row-major.

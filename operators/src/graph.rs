@@ -428,6 +428,11 @@ impl PaneBuilder {
         }
     }
 
+    /// Whether the node has a label already.
+    pub fn has_label(&self, node: NodeId) -> bool {
+        self.nodes[node.0 as usize].label.len != 0
+    }
+
     /// Suspicion neither climbs nor descends through this process: it starts unrelated programs.
     pub fn hub(&mut self, node: NodeId) {
         self.nodes[node.0 as usize].bits |= bits::HUB;
@@ -486,6 +491,8 @@ impl PaneBuilder {
             let (first, last) = (self.now, self.now);
             self.edges.push(PaneEdge { src: src.0, dst: dst.0, count: 0, first, last, relation });
         }
+        self.touch(src.0);
+        self.touch(dst.0);
         let edge = &mut self.edges[at as usize];
         edge.count = edge.count.saturating_add(1);
         edge.first = edge.first.min(self.now);
