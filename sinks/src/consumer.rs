@@ -406,16 +406,13 @@ mod tests {
         topic(&cluster, "turns");
         produce(&cluster, "turns", 0, 0..2_000);
         produce(&cluster, "turns", 1, 0..2_000);
-        let filled = Arc::new(AtomicUsize::new(0));
-        let count = filled.clone();
-        let wake = move || {
-            count.fetch_add(1, Ordering::Relaxed);
-        };
-        let mut consumer = Consumer::assign(&cluster.config(), "g", &starts("turns", &[0, 0]), 8 << 20, wake).unwrap();
-        // Until both have something: an empty queue says once that it is no more.
-        while filled.load(Ordering::Relaxed) < 2 {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let mut consumer = Consumer::assign(&cluster.config(), "g", &starts("turns", &[0, 0]), 8 << 20, || ()).unwrap();
+        // Until both have something fetched: whichever is first waits for the other.
+        let first = read(&mut consumer, 1, |_, got| got.iter().any(|part| !part.is_empty())).unwrap();
+        let (early, late) = if first[0].is_empty() { (1, 0) } else { (0, 1) };
+        consumer.pause(early);
+        read(&mut consumer, 1, |_, got| !got[late].is_empty()).unwrap();
+        consumer.resume(early);
         let got = read(&mut consumer, 4 * Consumer::SLICE, |_, got| got.iter().any(|part| !part.is_empty())).unwrap();
         assert_eq!((got[0].len(), got[1].len()), (2 * Consumer::SLICE, 2 * Consumer::SLICE));
     }

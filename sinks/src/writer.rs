@@ -71,6 +71,8 @@ impl TransactionalWriter {
             .set("transaction.timeout.ms", &timeout_ms)
             .set("message.timeout.ms", &timeout_ms)
             .set("message.max.bytes", MAX_OUTPUT_BYTES.to_string());
+        // An epoch comes at once and is waited for: lingering for more would only delay it.
+        default_setting(&mut settings, "linger.ms", "1");
         producer_defaults(&mut settings);
         let producer = BaseProducer::from_config_and_context(&settings, Deliveries::default())
             .map_err(|e| config.kafka.creation_error(e))?;
@@ -212,19 +214,19 @@ impl Sink for TransactionalWriter {
             produced = 1;
         }
 
-        // Flush says "all is well" also after a delivery that timed out: what counts are acknowledgements.
-        let flushed = self.producer.flush(deadline.saturating_duration_since(Instant::now()));
+        // Not the client's own flush: it says "all is well" also after a delivery that timed out, and waits 100 ms
+        // at a time, which would be the least that an epoch takes. What counts are acknowledgements.
+        while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
+            self.producer.poll(Duration::from_millis(1));
+        }
         let delivered = std::mem::take(&mut *self.producer.context().state());
         if delivered.acknowledged < produced {
-            let error = delivered.first_failure;
-            let what = match (&error, &flushed) {
-                (Some((_, error)), _) | (None, Err(error)) if self.is_fenced(error) => {
-                    return Err(self.fenced(Some(id)));
-                }
-                (Some((place, error)), _) => format!("{place}: {}", reason(error)),
-                (None, Err(error)) => format!("without an answer within {timeout:?}: {}", reason(error)),
-                (None, Ok(())) => "without any report".to_owned(),
-            };
+            let unanswered = KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut);
+            let (place, error) = delivered.first_failure.unwrap_or(("somewhere".into(), unanswered));
+            if self.is_fenced(&error) {
+                return Err(self.fenced(Some(id)));
+            }
+            let what = format!("{place}: {}", reason(&error));
             let transactional_id = self.config.transactional_id.clone();
             let records = produced - delivered.acknowledged;
             return Err(WriterError::NotWritten { transactional_id, epoch: id, records, what });
@@ -261,11 +263,13 @@ impl Sink for TransactionalWriter {
 
 /// What a user may override through `kafka.extra`, for every producer of ours.
 pub(crate) fn producer_defaults(settings: &mut ClientConfig) {
-    // lz4: the fastest; 128 MiB: twice what an epoch holds at the speed of a fast broker.
-    for (key, value) in [("compression.type", "lz4"), ("queue.buffering.max.kbytes", "131072")] {
-        if settings.get(key).is_none() {
-            settings.set(key, value);
-        }
+    default_setting(settings, "compression.type", "lz4"); // the fastest
+    default_setting(settings, "queue.buffering.max.kbytes", "131072"); // an epoch of a fast broker, with room
+}
+
+fn default_setting(settings: &mut ClientConfig, key: &str, value: &str) {
+    if settings.get(key).is_none() {
+        settings.set(key, value);
     }
 }
 
