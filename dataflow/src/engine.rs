@@ -15,7 +15,7 @@ use logster_operators::infer::{InferConfig, InferMetrics};
 use logster_operators::normalize::NormalizeConfig;
 use logster_operators::score::{Device, ModelPackage, Runtime, Scorer, ScorerConfig};
 use logster_operators::window::WindowConfig;
-use logster_schema::{OutputRecord, Platform};
+use logster_schema::{OutputRecord, Platform, SeverityThresholds};
 use logster_sinks::epoch::{Epoch, Sink, WriterError};
 use logster_sinks::file::FileSink;
 use prometheus::Registry;
@@ -145,6 +145,10 @@ pub fn topology_config(config: &Config, models: &Models, checkpointing: bool) ->
             margin_ms: width_ms + hop_ms + time.max_lateness_ms,
             retention_ms: config.alerts.retention.ms(),
             shards: config.cluster.shards,
+            severity: SeverityThresholds {
+                high: config.alerts.high_threshold,
+                critical: config.alerts.critical_threshold,
+            },
             ..DedupConfig::default()
         },
         windows_under_way: WINDOWS_UNDER_WAY,

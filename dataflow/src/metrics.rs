@@ -19,6 +19,8 @@ use prometheus::{
     exponential_buckets,
 };
 
+use crate::engine::AllMetrics;
+
 /// The `source` of records that name no raw topic.
 pub const NO_TOPIC: &str = "none";
 
@@ -270,8 +272,8 @@ fn is_parse_error(reason: &str) -> bool {
 /// `docs/generated/metrics.md`.
 pub fn reference() -> String {
     let registry = Registry::new();
-    let metrics = Metrics::new(&registry).expect("names are unique");
-    metrics.resolve();
+    // With what the operators register themselves.
+    let metrics = AllMetrics::new(&registry).expect("names are unique").metrics;
     metrics.window(0);
     metrics.watermark_lag(0);
     for queue in Queue::ALL {

@@ -33,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use logster_schema::{
     Alert, AlertStatus, AlertTransition, AlertUpdate, AppliedTransition, Endpoint, InferenceResult, Platform,
-    Prediction, Severity, TimeMs,
+    Prediction, Severity, SeverityThresholds, TimeMs,
 };
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +69,8 @@ pub struct DedupConfig {
     pub retention_ms: i64,
     /// Shards of the key space.
     pub shards: u32,
+    /// From which probability on an alert is HIGH or CRITICAL.
+    pub severity: SeverityThresholds,
     /// Above it, the alerts of a shard that changed longest ago are forgotten early.
     pub max_alerts_per_shard: usize,
 }
@@ -82,6 +84,7 @@ impl Default for DedupConfig {
             margin_ms: 220_000,
             retention_ms: 7 * 24 * 3_600_000,
             shards: 64,
+            severity: SeverityThresholds::DEFAULT,
             max_alerts_per_shard: 1024,
         }
     }
@@ -332,14 +335,14 @@ impl Dedup {
         let number = endpoint.shard(self.config.shards);
         let shard = self.shards.entry(number).or_default();
         shard.close_to_detections(time as TimeMs, &self.config);
-        let window = self.config.dedup_window_ms;
+        let DedupConfig { dedup_window_ms: window, severity, .. } = self.config;
         let open = shard.mergeable.get(&(endpoint, result.platform)).into_iter().flatten();
         let nearest = open.map(|id| (distance(&shard.alerts[id], result.window_end), id)).min();
         let update = match nearest.filter(|(distance, _)| *distance <= window) {
             Some((_, id)) => {
                 let id = id.clone();
                 let mut update = shard.take(&id);
-                absorb(&mut update, result, time as TimeMs);
+                absorb(&mut update, result, time as TimeMs, severity);
                 out.merged += 1;
                 update
             }
@@ -347,7 +350,7 @@ impl Dedup {
             None if shard.alerts.contains_key(&Alert::id(&result.inference_id)) => return,
             None => {
                 out.opened += 1;
-                open_alert(result, time as TimeMs)
+                open_alert(result, time as TimeMs, severity)
             }
         };
         touched.entry(number).or_default().insert(update.alert.alert_id.clone());
@@ -455,7 +458,7 @@ fn distance(update: &AlertUpdate, window_end: TimeMs) -> i64 {
     (update.active_from - window_end).max(window_end - update.alert.last_seen).max(0)
 }
 
-fn open_alert(result: &InferenceResult, time: TimeMs) -> AlertUpdate {
+fn open_alert(result: &InferenceResult, time: TimeMs, severity: SeverityThresholds) -> AlertUpdate {
     let alert = Alert {
         alert_id: Alert::id(&result.inference_id),
         revision: 0,
@@ -489,16 +492,16 @@ fn open_alert(result: &InferenceResult, time: TimeMs) -> AlertUpdate {
         peers: Vec::new(),
         local_addresses: Vec::new(),
     };
-    absorb(&mut update, result, time);
+    absorb(&mut update, result, time, severity);
     update
 }
 
 /// Merges a detection into its alert. The strongest one gives severity, edges and model.
-fn absorb(update: &mut AlertUpdate, result: &InferenceResult, time: TimeMs) {
+fn absorb(update: &mut AlertUpdate, result: &InferenceResult, time: TimeMs, severity: SeverityThresholds) {
     let alert = &mut update.alert;
     if result.attack_prob > alert.attack_prob {
         alert.attack_prob = result.attack_prob;
-        alert.severity = Severity::of(result.attack_prob);
+        alert.severity = severity.severity(result.attack_prob);
         alert.key_edges = result.key_edges.clone();
         alert.model_version = result.model_version.clone();
     }

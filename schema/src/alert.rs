@@ -13,22 +13,41 @@ use crate::{Endpoint, KeyEdge, OutputRecord, OutputTopic, Peer, Platform, TimeMs
 pub enum Severity {
     /// At least `alerts.min_threshold` (0.7).
     Medium,
-    /// At least 0.85.
+    /// At least `alerts.high_threshold` (0.85).
     High,
-    /// At least 0.95.
+    /// At least `alerts.critical_threshold` (0.95).
     Critical,
 }
 
-impl Severity {
-    /// MEDIUM, HIGH from 0.85, CRITICAL from 0.95 (spec 003).
-    pub fn of(attack_prob: f64) -> Self {
-        if attack_prob >= 0.95 {
-            Self::Critical
-        } else if attack_prob >= 0.85 {
-            Self::High
+/// From which `attack_prob` on an alert is more than MEDIUM. `high` is at most `critical`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SeverityThresholds {
+    /// `alerts.high_threshold`.
+    pub high: f64,
+    /// `alerts.critical_threshold`.
+    pub critical: f64,
+}
+
+impl SeverityThresholds {
+    /// HIGH from 0.85, CRITICAL from 0.95 (spec 003).
+    pub const DEFAULT: Self = Self { high: 0.85, critical: 0.95 };
+
+    /// The severity of an alert whose strongest detection has `attack_prob`.
+    pub fn severity(self, attack_prob: f64) -> Severity {
+        if attack_prob >= self.critical {
+            Severity::Critical
+        } else if attack_prob >= self.high {
+            Severity::High
         } else {
-            Self::Medium
+            Severity::Medium
         }
+    }
+}
+
+impl Severity {
+    /// With the default thresholds.
+    pub fn of(attack_prob: f64) -> Self {
+        SeverityThresholds::DEFAULT.severity(attack_prob)
     }
 
     /// `MEDIUM`, `HIGH` or `CRITICAL`.
@@ -227,5 +246,20 @@ impl Alert {
             ts_ms: self.updated_at,
             value: serde_json::to_vec(self).expect("alerts serialize"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thresholds_are_inclusive() {
+        let severities =
+            |t: SeverityThresholds| [0.7, 0.8499, 0.85, 0.91, 0.9499, 0.95, 1.0].map(|p| t.severity(p).name());
+        let want = ["MEDIUM", "MEDIUM", "HIGH", "HIGH", "HIGH", "CRITICAL", "CRITICAL"];
+        assert_eq!(severities(SeverityThresholds::DEFAULT), want);
+        let want = ["MEDIUM", "MEDIUM", "MEDIUM", "CRITICAL", "CRITICAL", "CRITICAL", "CRITICAL"];
+        assert_eq!(severities(SeverityThresholds { high: 0.9, critical: 0.9 }), want);
     }
 }

@@ -15,7 +15,9 @@ pub mod time;
 pub mod topics;
 pub mod wire;
 
-pub use alert::{Alert, AlertStatus, AlertTransition, AlertUpdate, AppliedTransition, RelatedEndpoint, Severity};
+pub use alert::{
+    Alert, AlertStatus, AlertTransition, AlertUpdate, AppliedTransition, RelatedEndpoint, Severity, SeverityThresholds,
+};
 pub use dead_letter::{DeadLetter, DeadLetterReason};
 pub use endpoint::{Endpoint, Platform};
 pub use observation::{Activity, Field, Fields, Kind, Observation};

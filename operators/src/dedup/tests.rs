@@ -17,6 +17,7 @@ pub(crate) const CONFIG: DedupConfig = DedupConfig {
     margin_ms: 40,
     retention_ms: 900,
     shards: 4,
+    severity: SeverityThresholds::DEFAULT,
     max_alerts_per_shard: 1_000,
 };
 
