@@ -232,7 +232,7 @@ fn any_json() -> impl Strategy<Value = String> {
 fn object(keys: &'static [&'static str], value: impl Strategy<Value = String>) -> impl Strategy<Value = String> {
     prop::collection::vec((prop::sample::select(keys), value), 0..8).prop_map(|members| {
         let members: Vec<String> = members.iter().map(|(key, value)| format!("\"{key}\":{value}")).collect();
-        format!("{{{}}}", members.join(", "))
+        format!("{{{}}}", members.join(",\n"))
     })
 }
 

@@ -9,7 +9,7 @@ use super::*;
 const ARRIVAL: TimeMs = 1_773_964_800_000;
 
 fn config() -> NormalizeConfig {
-    NormalizeConfig { time: TimeLimits::default(), max_message_bytes: 4 << 20 }
+    NormalizeConfig { time: TimeLimits::default(), max_message_bytes: 32 << 20 }
 }
 
 fn record(topic: RawTopic, payload: &[u8]) -> RawRecord<'_> {
@@ -379,4 +379,255 @@ fn refusals_say_why_and_keep_the_record() {
     let mut small = Normalizer::new(NormalizeConfig { max_message_bytes: 1, ..config() });
     let Outcome::DeadLetter(letter) = small.normalize(&record(RawTopic::Sysmon, b"{}")) else { panic!("accepted") };
     assert_eq!((letter.reason, &*letter.detail), (TooLarge, "2 bytes, the limit is 1"));
+}
+
+#[test]
+fn hosts_are_looked_up_in_order() {
+    let key = |topic, message: &str| event(topic, message.as_bytes()).0.endpoint.key().to_owned();
+    let windows =
+        |members: &str, winlog: &str| key(RawTopic::Sysmon, &format!(r#"{{{members}"winlog":{{{winlog}}}}}"#));
+    let all = r#""agent":{"hostname":"A"},"host":{"name":"B"},"computer_name":"C","#;
+    assert_eq!(windows(all, r#""computer_name":"D""#), "default:a");
+    assert_eq!(windows(&all.replace("hostname", "name"), r#""computer_name":"D""#), "default:b");
+    assert_eq!(windows(r#""agent":{"hostname":" "},"host":[],"computer_name":" C.Corp\t","#, ""), "default:c.corp");
+    assert_eq!(windows(r#""agent":7,"host":{"name":null},"#, r#""computer_name":"D""#), "default:d");
+    assert_eq!(windows("", ""), "default:unknown");
+    // The last occurrence of a key counts, with nothing left of the one before.
+    assert_eq!(windows(r#""host":{"name":"B"},"host":{"os":1},"computer_name":"C","#, ""), "default:c");
+    let twice = r#"{"winlog":{"event_id":1,"computer_name":"x","event_data":{"Image":"i"}},"winlog":{}}"#;
+    let (e, json) = event(RawTopic::Sysmon, twice.as_bytes());
+    assert_eq!((e.endpoint.host(), &json["data"]), ("unknown", &json!({ "sysmon_event_id": null, "event_data": {} })));
+
+    let linux = |members: &str| key(RawTopic::Auditd, &format!(r#"{{{members}"message":""}}"#));
+    assert_eq!(linux(r#""host":{"name":"B"},"hostname":"C","#), "default:b");
+    assert_eq!(linux(r#""host":"Web-1","hostname":"C","#), "default:web-1");
+    assert_eq!(linux(r#""host":{},"hostname":"\u0043","#), "default:c");
+    assert_eq!(linux(r#""host":"","hostname":10,"#), "default:10");
+    assert_eq!(linux(r#""agent":{"hostname":"A"},"computer_name":"D","#), "default:unknown");
+    assert_eq!(linux(r#""host":"ÄB","_tenant_id":"Acme","#), "Acme:äb");
+    assert_eq!(linux(r#""_tenant_id":"a:b","#), "a_b:unknown");
+    for none in [r#""""#, "null", "{}", "[1]", r#"" ""#] {
+        assert_eq!(linux(&format!(r#""_tenant_id":{none},"#)), "default:unknown");
+    }
+    let long = "é".repeat(200);
+    assert_eq!(linux(&format!(r#""host":"{long}","#)), format!("default:{}", "é".repeat(127)));
+}
+
+#[test]
+fn times_fall_back_in_order() {
+    let linux = |members: &str| {
+        let (e, json) = event(RawTopic::Auditd, format!(r#"{{{members}"message":""}}"#).as_bytes());
+        assert_eq!(json["timestamp"], time::format(e.timestamp_ms));
+        (e.timestamp_ms - ARRIVAL, e.observation.time_ms - ARRIVAL, e.observation.lane, e.clamped)
+    };
+    let live = |ms| (ms, ms, Lane::Live, false);
+    let at = r#""@timestamp":"2026-03-19T23:59:59Z","#;
+    assert_eq!(linux(""), live(0));
+    assert_eq!(linux(at), live(-1000));
+    assert_eq!(linux(&format!(r#"{at}"timestamp":1773964802.5,"#)), live(2500));
+    assert_eq!(linux(&format!(r#"{at}"timestamp":"1773964802500","#)), live(2500));
+    assert_eq!(linux(&format!(r#"{at}"timestamp":"2026-03-20T05:00:02.5+05:00","#)), live(2500));
+    for none in
+        ["-1", "null", "[]", "1e300", r#""NaN""#, r#""inf""#, r#""-""#, r#""9999-12-31T23:59:59Z""#, "253370764800000"]
+    {
+        assert_eq!(linux(&format!(r#"{at}"timestamp":{none},"#)), live(-1000), "{none}");
+    }
+    assert_eq!(linux(r#""timestamp":"2026-03-19T23:00:00Z","#), (-3_600_000, -3_600_000, Lane::Backfill, false));
+    assert_eq!(linux(r#""timestamp":"2026-03-20T01:00:00Z","#), (3_600_000, 10_000, Lane::Live, true));
+
+    // UtcTime is published; windows go by it only while it keeps to the record's own time.
+    let windows = |utc: &str| {
+        let message = format!(
+            r#"{{"@timestamp":"2026-03-20T00:00:00Z","winlog":{{"event_id":22,"event_data":{{"UtcTime":{utc}}}}}}}"#
+        );
+        let (e, _) = event(RawTopic::Sysmon, message.as_bytes());
+        (e.timestamp_ms - ARRIVAL, e.observation.time_ms - ARRIVAL)
+    };
+    assert_eq!(windows(r#""2026-03-19 23:59:58.000""#), (-2000, -2000));
+    assert_eq!(windows(r#""2026-03-09 00:00:00.000""#), (-11 * 86_400_000, 0));
+    assert_eq!(windows(r#""-""#), (0, 0));
+
+    for arrival_ms in [i64::MIN, -1, i64::MAX] {
+        let payload = br#"{"message":"","timestamp":1}"#;
+        let record = RawRecord { arrival_ms, ..record(RawTopic::Auditd, payload) };
+        let Outcome::Event(event) = Normalizer::new(config()).normalize(&record) else { panic!("refused") };
+        assert_eq!(event.timestamp_ms, 1000);
+    }
+}
+
+#[test]
+fn sysmon_ids_come_in_every_shape() {
+    let id = |id: &str, code: &str| {
+        let message = format!(r#"{{"winlog":{{"event_id":{id}}},"event":{{"code":{code}}}}}"#);
+        let (e, json) = event(RawTopic::Sysmon, message.as_bytes());
+        (json["data"]["sysmon_event_id"].clone(), e.observation.activity.kind)
+    };
+    assert_eq!(id("7", "1"), (json!(7), Kind::Sysmon(7)));
+    assert_eq!(id("\" 22 \"", "1"), (json!(22), Kind::Sysmon(22)));
+    assert_eq!(id("10.0", "1"), (json!(10), Kind::Sysmon(10)));
+    assert_eq!(id("null", "\"5\""), (json!(5), Kind::Sysmon(5)));
+    assert_eq!(id("\"x\"", "12"), (json!(12), Kind::Sysmon(12)));
+    assert_eq!(id("\"x\"", "\"y\""), (json!("x"), Kind::Opaque));
+    assert_eq!(id("{}", "[]"), (Json::Null, Kind::Opaque));
+    assert_eq!(id("4624", "1"), (json!(4624), Kind::Opaque));
+    assert_eq!(id("-1", "1"), (json!(-1), Kind::Opaque));
+    assert_eq!(id("65537", "1"), (json!(65537), Kind::Opaque));
+}
+
+#[test]
+fn event_data_is_published_as_it_came_and_cleaned_for_the_graph() {
+    let publish = |data: &str| {
+        let message = format!(r#"{{"winlog":{{"event_id":10,"event_data":{data}}}}}"#);
+        let (e, _) = event(RawTopic::Sysmon, message.as_bytes());
+        let json = String::from_utf8(e.json.clone()).unwrap();
+        let data = json.split_once(r#""event_data":"#).unwrap().1.strip_suffix("}}").unwrap().to_owned();
+        (data, e.observation.activity.fields)
+    };
+    assert_eq!(publish(r#"{ "b" : 1.50,"a":"\u0041\/" }"#).0, r#"{ "b" : 1.50,"a":"\u0041\/" }"#);
+    assert_eq!(publish("{\"a\":\r\n1}").0, r#"{"a":  1}"#, "one line");
+    assert_eq!(publish(r#"{"a":"\ud800x\ud83d\ude00\\ud800"}"#).0, r#"{"a":"\ufffdx\ud83d\ude00\\ud800"}"#);
+    assert_eq!(publish("null").0, "{}");
+    assert_eq!(publish("[1]").0, "[1]");
+    // A key that repeats is published once, whether we know it, and however it is written.
+    assert_eq!(publish(r#"{"Image":1,"x":2,"Image":"i","x":[3]}"#).0, r#"{"Image":"i","x":[3]}"#);
+    assert_eq!(publish(r#"{"x":2,"\u0078":3,"UtcTime":1,"UtcTime":2}"#).0, r#"{"\u0078":3,"UtcTime":2}"#);
+    let many: String = (0..40).map(|i| format!("\"k{}\":{i},", i % 39)).collect();
+    assert_eq!(publish(&format!("{{{many}\"z\":0}}")).0.matches("\"k0\"").count(), 1);
+
+    let get = |data: &str, field| publish(data).1.get(field).map(str::to_owned);
+    assert_eq!(get(r#"{"SourceProcessGUID":"{AB}"}"#, Field::SourceProcessGuid).as_deref(), Some("{ab}"));
+    assert_eq!(get(r#"{"SourceProcessGuid":"{Ab}"}"#, Field::SourceProcessGuid).as_deref(), Some("{ab}"));
+    assert_eq!(get(r#"{"Hash":"MD5=1"}"#, Field::Hashes).as_deref(), Some("MD5=1"));
+    assert_eq!(get(r#"{"Image":"a","Image":"b"}"#, Field::Image).as_deref(), Some("b"));
+    assert_eq!(get(r#"{"\u0049mage":"b"}"#, Field::Image).as_deref(), Some("b"));
+    assert_eq!(get(r#"{"ParentImage":"-"}"#, Field::ParentImage), None);
+    assert_eq!(get(r#"{"ParentImage":"\u002d "}"#, Field::ParentImage), None);
+    assert_eq!(get(r#"{"Comm":"x"}"#, Field::Comm), None, "a field of Linux");
+    for (raw, clean) in [
+        ("&lt;unknown process&gt;", "<unknown process>"),
+        ("a &amp;&amp; b &amp;lt;", "a && b &lt;"),
+        ("&#39;&#x41;&quot;&apos;", "'A\\\"'"),
+        ("&", "&"),
+        ("&nbsp;&#xFFFFFFF;&;&lt", "&nbsp;&#xFFFFFFF;&;&lt"),
+        (r"C:\\Windows\\\\x\t\u00e9", "C:\\\\Windows\\\\\\\\x\\té"),
+    ] {
+        let want: String = serde_json::from_str(&format!("\"{clean}\"")).unwrap();
+        assert_eq!(get(&format!(r#"{{"CommandLine":"{raw}"}}"#), Field::CommandLine), Some(want), "{raw}");
+    }
+    for field in Field::ALL.iter().take(Field::RuleName as usize + 1) {
+        assert_eq!(get(&format!(r#"{{"{}":"v"}}"#, field.name()), *field).as_deref(), Some("v"), "{field:?}");
+    }
+    let long = "x".repeat(1 << 20);
+    assert_eq!(get(&format!(r#"{{"CallTrace":"{long}"}}"#), Field::CallTrace).map(|s| s.len()), Some(1024));
+    let (published, fields) = publish(&format!(r#"{{"CommandLine":"{long}\\"}}"#));
+    assert_eq!(fields.get(Field::CommandLine).map(str::len), Some(logster_schema::observation::MAX_FIELD_BYTES));
+    assert!(published.len() > 1 << 20, "published text is not cut");
+}
+
+#[test]
+fn audit_heads_in_every_shape() {
+    let parse = |message| {
+        let (e, json) = linux_event(RawTopic::Auditd, message);
+        assert_eq!(json["data"], json!({ "message": message }), "verbatim");
+        let f = &e.observation.activity.fields;
+        let text = |field| f.get(field).unwrap_or_default().to_owned();
+        (e.observation.activity.kind, text(Field::AuditType), text(Field::AuditSerial), text(Field::AuditText))
+    };
+    let ok = |kind: &str, body: &str| (Kind::Audit, kind.to_owned(), "1.2:3".to_owned(), body.to_owned());
+    assert_eq!(parse("node=web-1 type=CWD msg=audit(1.2:3): cwd=\"/\""), ok("CWD", "cwd=\"/\""));
+    assert_eq!(parse("type=UNKNOWN[1327] msg=audit(1.2:3): proctitle=00"), ok("PROCTITLE", "proctitle=00"));
+    assert_eq!(parse("type=UNKNOWN[1329] msg=audit(1.2:3): x"), ok("UNKNOWN[1329]", "x"));
+    assert_eq!(parse("audit: type=1309 audit(1.2:3): argc=1"), ok("EXECVE", "argc=1"));
+    assert_eq!(parse("type=EOE msg=audit(1.2:3): "), ok("EOE", ""));
+    assert_eq!(parse("type=X msg=audit(1.2:3): a=1\x1dA=\"x\"\n"), ok("X", "a=1 A=\"x\"\n"));
+    for none in [
+        "",
+        "type=",
+        "type=X",
+        "type=X msg=audit(",
+        "type=X msg=audit(1:3): a",
+        "type=X msg=audit(1.2:x): a",
+        "msg=audit(1.2:3):",
+    ] {
+        assert_eq!(parse(none), (Kind::Opaque, String::new(), String::new(), String::new()), "{none}");
+    }
+}
+
+/// One normalizer for many hosts, tenants and refusals gives what a fresh one gives for each record.
+#[test]
+fn nothing_is_remembered() {
+    let mut shared = Normalizer::new(config());
+    let mut accepted = 0;
+    for i in 0..3 * ENDPOINT_SLOTS {
+        let host = i * 7919 % 20_000;
+        let message = match i % 5 {
+            0 => format!(
+                r#"{{"host":"h{host}","message":"type=X msg=audit(1.2:{i}): \"{i}\"","_tenant_id":"t{}"}}"#,
+                i % 3
+            ),
+            1 => format!(
+                r#"{{"host":"H{host}","message":"[FILE] pid={i} a\tb flags=R /{i}","winlog":{{"event_id":1}}}}"#
+            ),
+            2 => format!(
+                r#"{{"host":"h{host}","message":{{}},"winlog":{{"event_id":{i},"event_data":{{"Image":"{i}\\"}}}}}}"#
+            ),
+            3 => format!(r#"{{"host":"h{host}","message":"{i}"#),
+            _ => format!(r#"{{"host":"h{host}","message":"[CONNECT] pid={i} x -> [::]:{i}"}}"#),
+        };
+        let record = RawRecord { offset: i as i64, ..record(RawTopic::ALL[i / 5 % 5], message.as_bytes()) };
+        match (shared.normalize(&record), Normalizer::new(config()).normalize(&record)) {
+            (Outcome::Event(a), Outcome::Event(b)) => {
+                accepted += 1;
+                assert_eq!((a.json, a.observation, a.endpoint), (b.json, b.observation, b.endpoint));
+            }
+            (Outcome::DeadLetter(a), Outcome::DeadLetter(b)) => assert_eq!(a, b),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(accepted > ENDPOINT_SLOTS);
+}
+
+/// A megabyte of what would make a careless parser quadratic, or overflow its stack.
+#[test]
+fn hostile_megabytes_take_linear_time() {
+    let start = std::time::Instant::now();
+    let fill = |unit: &str| unit.repeat((1 << 20) / unit.len());
+    for message in [
+        fill("[EXEC] pid=1 ppid=1 uid=1 a b "),
+        fill("[EXEC] pid=1 ppid=1 uid=1 a b ") + "\nx",
+        fill("[EXEC] "),
+        fill("[FILE] pid=1 a b ") + "\n.",
+        fill("[FILE] pid=1 a flags=b c\n") + ".",
+        fill(" flags="),
+        "[FILE] pid=1 ".to_owned() + &fill(" flags="),
+        "[CONNECT] pid=1 a".to_owned() + &fill(" ->"),
+        "[CONNECT] pid=1 a -> ".to_owned() + &fill(":x"),
+        "[SOCKET] pid=1 a ".to_owned() + &fill(" b"),
+        fill("[SOCKET] pid=1 "),
+        fill("/ "),
+        "[EXEC] pid=1 ppid=1 uid=1 a: ".to_owned() + &fill("/"),
+        fill(" \n"),
+        fill("type=audit("),
+        fill("\x1d"),
+        fill("\\\""),
+        fill("&lt;"),
+    ] {
+        for topic in RawTopic::ALL {
+            let text = serde_json::to_string(&message).unwrap();
+            let payload = format!(
+                r#"{{"message":{text},"winlog":{{"event_id":3,"event_data":{{"Image":{text}}}}},"host":{text}}}"#
+            );
+            event(topic, payload.as_bytes());
+        }
+    }
+    for payload in
+        [fill("{\"a\":"), fill("[{"), fill("\"\\ud800"), fill("{\"winlog\":{\"event_data\":"), fill("9"), fill("-")]
+    {
+        refused(RawTopic::Sysmon, payload.as_bytes());
+    }
+    let keys: String = (0..50_000).map(|i| format!("\"k{i}\":0,")).collect();
+    event(RawTopic::Sysmon, format!(r#"{{"winlog":{{"event_data":{{{keys}"z":0}}}}}}"#).as_bytes());
+    let nested = format!(r#"{{"winlog":{}{}}}"#, "{\"event_data\":".repeat(126) + "1", "}".repeat(126));
+    event(RawTopic::Sysmon, nested.as_bytes());
+    assert!(start.elapsed().as_secs() < 30, "took {:?}", start.elapsed());
 }
