@@ -324,7 +324,7 @@ fn corpus(per_file: usize, mut each: impl FnMut(&str, RawTopic, &str)) {
 fn every_captured_message_is_typed() {
     let mut normalizer = Normalizer::new(config());
     let mut opaque = std::collections::BTreeMap::new();
-    corpus(3000, |path, topic, payload| {
+    corpus(500, |path, topic, payload| {
         let raw: Json = serde_json::from_str(payload).unwrap();
         let Outcome::Event(event) = normalizer.normalize(&record(topic, payload.as_bytes())) else {
             panic!("{path}: refused {payload}")
