@@ -33,7 +33,7 @@ BUDGET = {"windows": 2, "linux": 1}
 EXAMPLES, EXAMPLE_NODES = 3, 40
 
 RECIPES = {
-    "windows": fit.Recipe(shape=Shape(use_tokens=False)),
+    "windows": fit.Recipe(shape=Shape(use_tokens=True)),
     "linux": fit.Recipe(shape=Shape(use_tokens=False)),
 }
 
@@ -157,6 +157,8 @@ def calibrate(study: Study, score: np.ndarray) -> dict:
     weight = window_mass(study)[use]
     z, y = score[use], label[use].astype(float)
     threshold = study.scored.threshold(score, BUDGET[study.platform])
+    # Half way to the next window's score: rounding must not let the last benign one through.
+    threshold = (threshold + score[use][score[use] > threshold].min(initial=threshold + 1)) / 2
     pinned = np.log(ALERT_PROBABILITY / (1 - ALERT_PROBABILITY))
 
     def loss(scale):
