@@ -15,11 +15,11 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::{ClientConfig, TopicPartitionList};
 
 /// A password or key. Prints as `***`.
 #[derive(Clone, PartialEq, Eq)]
@@ -288,7 +288,13 @@ impl KafkaConfig {
             return ClientError::Refused { brokers: self.brokers.clone(), what: what.into(), source: error.into() };
         }
         let (setting, reason) = match link.last_error() {
-            Some((RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL, reason)) => ("kafka.security", reason),
+            // Broken handshakes mostly come as plain transport failures, told by their words only.
+            Some((code, reason))
+                if code == RDKafkaErrorCode::Authentication
+                    || ["SSL", "SASL", "security.protocol"].iter().any(|word| reason.contains(word)) =>
+            {
+                ("kafka.security", reason)
+            }
             Some((_, reason)) => ("kafka.brokers", reason),
             None => ("kafka.brokers", error.to_string()),
         };
@@ -348,7 +354,13 @@ impl ClientContext for LinkContext {
     }
 }
 
-impl rdkafka::consumer::ConsumerContext for LinkContext {}
+impl ConsumerContext for LinkContext {
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::warn!(%error, "could not show progress in the consumer group");
+        }
+    }
+}
 
 /// Waits for a future of rdkafka's admin client, which has a thread of its own to complete it.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -471,6 +483,86 @@ mod tests {
         config.security.sasl_mechanism = Some("NONSENSE".into());
         let error = creation_error(&config);
         assert!(error.contains("kafka.security") && !error.contains("hunter2"), "{error}");
+    }
+
+    /// A broker that speaks TLS with client certificates, and asks for a password within it.
+    #[test]
+    fn tls_and_passwords_work_and_what_is_wrong_is_named() {
+        use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+
+        use crate::admin::{Admin, Arrival, specified};
+        use crate::epoch::{Epoch, Sink};
+        use crate::testkit::Cluster;
+        use crate::writer::{TransactionalWriter, WriterConfig};
+
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let mut ca = CertificateParams::new(Vec::new()).unwrap();
+        // Of its own: a certificate whose issuer has its name is taken for self-signed.
+        ca.distinguished_name.push(DnType::CommonName, "test authority");
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
+        let ca_file = write("ca.pem", &ca.pem());
+        let issue = |name: &str| {
+            let key = KeyPair::generate().unwrap();
+            let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &ca).unwrap();
+            (key.serialize_pem(), certificate.pem())
+        };
+        let (key, certificate) = issue("127.0.0.1");
+        let keystore = write("broker.pem", &(key + &certificate));
+        let (key, certificate) = issue("logster");
+        let (key, certificate) = (write("key.pem", &key), write("certificate.pem", &certificate));
+        let password = write("password", "hunter2\n");
+        let cluster = Cluster::start_with(
+            1,
+            &[
+                "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:SASL_SSL",
+                "sasl.enabled.mechanisms=PLAIN",
+                "sasl.mechanism.inter.broker.protocol=PLAIN",
+                "listener.name.plaintext.plain.sasl.jaas.config=\
+                 org.apache.kafka.common.security.plain.PlainLoginModule required username=\"broker\" \
+                 password=\"secret\" user_broker=\"secret\" user_logster=\"hunter2\";",
+                "listener.name.plaintext.ssl.client.auth=required",
+                "ssl.keystore.type=PEM",
+                &format!("ssl.keystore.location={}", keystore.display()),
+                "ssl.truststore.type=PEM",
+                &format!("ssl.truststore.location={}", ca_file.display()),
+            ],
+        );
+        let mut kafka = cluster.config();
+        kafka.security = Security {
+            protocol: Protocol::SaslSsl,
+            sasl_mechanism: Some("PLAIN".into()),
+            username: Some("logster".into()),
+            password_file: Some(password),
+            ssl_ca: Some(ca_file),
+            ssl_certificate: Some(certificate),
+            ssl_key: Some(key),
+            ..Security::default()
+        };
+        Admin::new(&kafka).unwrap().create(&specified(Arrival::Append), None).unwrap();
+        let (transactional_id, transaction_timeout) = ("secured-0".into(), Duration::from_secs(10));
+        let config = WriterConfig { kafka: kafka.clone(), transactional_id, group: None, transaction_timeout };
+        TransactionalWriter::fence(config).unwrap().commit(Epoch::default()).unwrap();
+
+        kafka.timeout = Duration::from_secs(2);
+        let refused = |change: &dyn Fn(&mut Security)| {
+            let mut kafka = kafka.clone();
+            change(&mut kafka.security);
+            let error = Admin::new(&kafka).and_then(|admin| admin.partitions()).unwrap_err();
+            assert!(matches!(error, ClientError::Unreachable { setting: "kafka.security", .. }), "{error}");
+            error.to_string()
+        };
+        let error = refused(&|security| security.password = Some(Secret("hunter3".into())));
+        assert!(error.contains("Authentication failed") && !error.contains("hunter"), "{error}");
+        let error = refused(&|security| security.ssl_ca = None);
+        assert!(error.contains("certificate verify failed"), "{error}");
+        let error = refused(&|security| (security.ssl_certificate, security.ssl_key) = (None, None));
+        assert!(error.contains("SSL"), "{error}");
     }
 
     #[test]
