@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 
+use logster_operators::correlate::{RestoredTenants, TrackedAlert};
 use logster_operators::dedup::{AlertChange, RestoredShard};
 use logster_operators::window::{BacklogEntry, RestoredWindows};
 use logster_schema::{AlertUpdate, TimeMs};
@@ -123,8 +124,8 @@ pub struct ShardCheckpoint {
 pub struct TenantCheckpoint {
     /// Alerts with a timely time below this are written.
     pub frontier: TimeMs,
-    /// Correlation state at `frontier`.
-    pub state: serde_json::Value,
+    /// Correlation state at `frontier`: the last state of each alert, by its id.
+    pub alerts: BTreeMap<String, TrackedAlert>,
 }
 
 /// Everything a start takes over.
@@ -221,6 +222,16 @@ impl Restored {
             alerts: shard.alerts.values().cloned().collect(),
         };
         self.shards.iter().map(restored).collect()
+    }
+
+    /// What correlation takes over.
+    pub fn correlation(&self) -> Vec<RestoredTenants> {
+        let restored = |(number, tenants): (&u32, &TenantCheckpoint)| RestoredTenants {
+            shard: *number,
+            frontier: tenants.frontier.max(0) as u64,
+            alerts: tenants.alerts.values().cloned().collect(),
+        };
+        self.tenants.iter().map(restored).collect()
     }
 
     /// Greatest committed shard frontier: the floor of a partition that has no checkpoint (rule 10).

@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use logster_operators::correlate::TenantChange;
 use logster_operators::dedup::AlertChange;
 use logster_operators::window::BacklogEntry;
 use logster_schema::{OutputRecord, TimeMs};
@@ -50,17 +51,17 @@ pub struct PartitionProgress {
     pub floor: Option<(usize, TimeMs)>,
 }
 
-/// State of one key as of an epoch boundary: everything with a time below it is in.
+/// Open backfill windows of one shard's keys as of an epoch boundary; an empty backlog removes the key.
 #[derive(Clone, Debug)]
-pub enum StateChange {
-    /// Open backfill windows of one shard's keys; an empty backlog removes the key.
-    Backlog(u32, Vec<BacklogEntry>),
-    /// Correlation state of one tenant shard.
-    Tenant(u32, serde_json::Value),
+pub struct BacklogChange {
+    /// Shard.
+    pub shard: u32,
+    /// Keys whose backlog changed.
+    pub entries: Vec<BacklogEntry>,
 }
 
-/// State changes on their way from their operator to the checkpoint, oldest first.
-pub type StateLog = Rc<RefCell<VecDeque<(u64, StateChange)>>>;
+/// Changes of backlogs on their way to the checkpoint, each with its boundary, oldest first.
+pub type BacklogLog = Rc<RefCell<VecDeque<(u64, BacklogChange)>>>;
 
 /// What a commit sets free.
 #[derive(Debug)]
@@ -106,7 +107,7 @@ pub struct Committer {
     floors: Vec<(usize, TimeMs)>,
     results: BTreeMap<u64, Vec<(u32, OutputRecord)>>,
     updates: BTreeMap<u64, Vec<(u32, AlertChange)>>,
-    alerts: BTreeMap<u64, Vec<(u32, OutputRecord)>>,
+    alerts: BTreeMap<u64, Vec<TenantChange>>,
     results_frontier: Frontier,
     alerts_frontier: Frontier,
     /// Frontiers of the last epoch submitted.
@@ -119,7 +120,7 @@ pub struct Committer {
     outbox: BTreeMap<u64, Vec<(u32, AlertChange)>>,
     /// All workers' alerts below this are committed: prunes the outbox.
     alerts_everywhere: u64,
-    states: StateLog,
+    states: BacklogLog,
 }
 
 impl Committer {
@@ -129,7 +130,7 @@ impl Committer {
         checkpointing: bool,
         images: BTreeMap<u32, ShardCheckpoint>,
         tenants: BTreeMap<u32, TenantCheckpoint>,
-        states: StateLog,
+        states: BacklogLog,
     ) -> Self {
         Self {
             shards,
@@ -179,9 +180,9 @@ impl Committer {
         self.updates.entry(time).or_default().push((shard, update));
     }
 
-    /// An alert of one of this worker's tenants.
-    pub fn alert(&mut self, time: u64, tenant_shard: u32, record: OutputRecord) {
-        self.alerts.entry(time).or_default().push((tenant_shard, record));
+    /// A change of an alert of one of this worker's tenants.
+    pub fn alert(&mut self, time: u64, change: TenantChange) {
+        self.alerts.entry(time).or_default().push(change);
     }
 
     /// Results and updates below this are all here.
@@ -258,11 +259,17 @@ impl Committer {
                 self.outbox.entry(time).or_default().push((shard, update));
             }
         }
-        for (shard, record) in take_below(&mut self.alerts, alerts_to) {
+        for change in take_below(&mut self.alerts, alerts_to) {
+            let TenantChange { shard, alert_id, state, published } = change;
             dirty_tenants.insert(shard);
-            epoch.records.push(record);
+            epoch.records.extend(state.as_ref().filter(|_| published).map(|s| s.update.alert.to_output()));
+            let image = &mut self.tenants.entry(shard).or_default().alerts;
+            match state {
+                Some(state) => image.insert(alert_id, *state),
+                None => image.remove(&alert_id),
+            };
         }
-        self.apply_states(results_to, alerts_to, &mut dirty, &mut dirty_tenants);
+        self.apply_states(results_to, &mut dirty);
         let kept = self.outbox.split_off(&self.alerts_everywhere);
         dirty.extend(std::mem::replace(&mut self.outbox, kept).into_values().flatten().map(|(shard, _)| shard));
 
@@ -294,40 +301,20 @@ impl Committer {
         Some(epoch)
     }
 
-    /// Brings the images up to the frontiers that an epoch covers.
-    fn apply_states(
-        &mut self,
-        results_to: Frontier,
-        alerts_to: Frontier,
-        dirty: &mut BTreeSet<u32>,
-        dirty_tenants: &mut BTreeSet<u32>,
-    ) {
-        let mut rest = VecDeque::new();
-        for (at, change) in std::mem::take(&mut *self.states.borrow_mut()) {
-            let of_tenant = matches!(change, StateChange::Tenant(..));
-            let complete = if of_tenant { alerts_to } else { results_to };
-            if !complete.is_none_or(|f| at <= f) {
-                rest.push_back((at, change));
-                continue;
-            }
-            match change {
-                StateChange::Backlog(shard, entries) => {
-                    dirty.insert(shard);
-                    let image = &mut self.images.entry(shard).or_default().backlog;
-                    for entry in entries {
-                        image.retain(|e| (&e.endpoint, e.platform) != (&entry.endpoint, entry.platform));
-                        if entry.backlog.oldest_opening_ms().is_some() {
-                            image.push(entry);
-                        }
-                    }
-                }
-                StateChange::Tenant(shard, state) => {
-                    dirty_tenants.insert(shard);
-                    self.tenants.entry(shard).or_default().state = state;
+    /// Brings the backlogs' image up to the frontier that an epoch covers.
+    fn apply_states(&mut self, results_to: Frontier, dirty: &mut BTreeSet<u32>) {
+        let mut states = self.states.borrow_mut();
+        while let Some((_, change)) = states.pop_front_if(|(at, _)| results_to.is_none_or(|f| *at <= f)) {
+            let BacklogChange { shard, entries } = change;
+            dirty.insert(shard);
+            let image = &mut self.images.entry(shard).or_default().backlog;
+            for entry in entries {
+                image.retain(|e| (&e.endpoint, e.platform) != (&entry.endpoint, entry.platform));
+                if entry.backlog.oldest_opening_ms().is_some() {
+                    image.push(entry);
                 }
             }
         }
-        *self.states.borrow_mut() = rest;
     }
 
     /// The writer has committed up to `id`: what it sets free, if that is the epoch under way.
@@ -395,14 +382,13 @@ mod tests {
 
     #[test]
     fn an_epoch_takes_what_is_complete_and_releases_after_the_commit() {
-        let states: StateLog = Rc::default();
-        let mut c = Committer::new(4, true, BTreeMap::new(), BTreeMap::new(), states.clone());
+        let mut c = Committer::new(4, true, BTreeMap::new(), BTreeMap::new(), Rc::default());
         assert!(c.next_epoch().is_none(), "nothing to write");
         c.result(100, 1, record(100));
         c.result(600, 1, record(600));
         c.update(100, 1, forgotten("a"));
-        states.borrow_mut().push_back((250, StateChange::Tenant(2, "at 250".into())));
-        states.borrow_mut().push_back((750, StateChange::Tenant(2, "at 750".into())));
+        let state = |state| TenantChange { shard: 2, alert_id: "x".into(), state, published: false };
+        c.alert(300, state(None));
         c.advance_results(Some(700));
         let epoch = c.next_epoch().unwrap();
         assert_eq!(times(&epoch), [100], "600 is not below the boundary 500");
@@ -423,7 +409,7 @@ mod tests {
         let shard: ShardCheckpoint = checkpoint::decode("", epoch.checkpoints[0].value.as_ref().unwrap()).unwrap();
         assert_eq!(shard.outbox.len(), 0);
         let tenant: TenantCheckpoint = checkpoint::decode("", epoch.checkpoints[1].value.as_ref().unwrap()).unwrap();
-        assert_eq!(tenant.state, "at 750");
+        assert_eq!((tenant.frontier, tenant.alerts.len()), (TimeMs::MAX / 2, 0));
         assert!(!c.is_done());
         c.on_committed(2).unwrap();
         assert!(c.is_done());

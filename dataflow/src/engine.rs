@@ -2,34 +2,44 @@
 //!
 //! The command line, the demo, the backtest and the tests all come here; they differ in the [`Plan`].
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use logster_operators::correlate::{CorrelateConfig, CorrelateMetrics};
 use logster_operators::dedup::{DedupConfig, DedupMetrics};
 use logster_operators::features::FEATURE_VERSION;
 use logster_operators::infer::{InferConfig, InferMetrics};
 use logster_operators::normalize::NormalizeConfig;
 use logster_operators::score::{Device, ModelPackage, Runtime, Scorer, ScorerConfig};
 use logster_operators::window::WindowConfig;
+use logster_schema::result::content_id;
 use logster_schema::{OutputRecord, Platform, SeverityThresholds};
+use logster_sinks::admin::Arrival;
 use logster_sinks::epoch::{Epoch, Sink, WriterError};
 use logster_sinks::file::FileSink;
 use prometheus::Registry;
 use timely::dataflow::ProbeHandle;
+use timely::scheduling::SyncActivator;
+use timely::worker::Worker;
 
 use crate::checkpoint::Restored;
+use crate::cluster::{ClusterConfig, connect, exit_on_panic};
 use crate::commit::shell::Driver;
 use crate::config::Config;
 use crate::config::value;
-use crate::failure::Failure;
+use crate::failure::{Failure, exit_code, report};
 use crate::http::{HealthState, Milestone};
 use crate::metrics::{Metrics, Queue};
 use crate::source::file::{FileConfig, FileReader};
-use crate::source::{SourceConfig, SourceMetrics};
+use crate::source::kafka::KafkaReader;
+use crate::source::{Assigned, NoReader, Reader, SourceConfig, SourceMetrics};
+use crate::startup::{self, JobConfig, Taken};
 use crate::topology::{self, TopologyConfig, TopologyMetrics};
 
 /// How far a partition may run ahead of what is scored, ms of arrival.
@@ -41,24 +51,30 @@ const MAX_PENDING: usize = 50_000;
 /// Windows of one worker between closing and verdict.
 const WINDOWS_UNDER_WAY: usize = 256;
 
-/// Where a run's workers and processes are.
-#[derive(Clone, Debug)]
-pub struct Cluster {
-    /// Workers of this process.
-    pub workers: usize,
-}
-
 /// Sees every output record of this process once it is committed, in the order of its epoch.
 pub type Observer = Arc<Mutex<dyn FnMut(&OutputRecord) + Send>>;
 
+/// Where a run reads and writes.
+#[derive(Clone)]
+pub enum Edges {
+    /// Captures in; files, if `output.dir` is set, and the observer out.
+    Files(FileConfig),
+    /// Raw topics in, output topics out, exactly once.
+    Kafka(JobConfig),
+}
+
 /// What a run is to do.
 pub struct Plan {
-    /// Who runs it.
-    pub cluster: Cluster,
-    /// Files to play.
-    pub files: FileConfig,
+    /// Who runs it; `None`: one process of `workers`.
+    pub cluster: Option<ClusterConfig>,
+    /// Workers of this process.
+    pub workers: usize,
+    /// Where it reads and writes.
+    pub edges: Edges,
     /// Who watches the outputs.
     pub observer: Option<Observer>,
+    /// Set from outside: finish the transaction under way, then stop.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// The models of a run.
@@ -151,9 +167,61 @@ pub fn topology_config(config: &Config, models: &Models, checkpointing: bool) ->
             },
             ..DedupConfig::default()
         },
+        correlate: CorrelateConfig {
+            correlation_window_ms: i64::from(config.alerts.correlation_window_seconds) * 1000,
+            active_ms: i64::from(config.alerts.dedup_window_seconds) * 1000 + width_ms + hop_ms + time.max_lateness_ms,
+            reach_back_ms: time.max_backfill_ms + width_ms + time.max_lateness_ms,
+            shards: config.cluster.shards,
+            ..CorrelateConfig::default()
+        },
         windows_under_way: WINDOWS_UNDER_WAY,
         checkpointing,
     }
+}
+
+/// The job on Kafka that the configuration describes.
+pub fn job_config(config: &Config, until_end: bool) -> JobConfig {
+    let (i, a) = (&config.inference, &config.alerts);
+    JobConfig {
+        kafka: config.kafka_config(),
+        job: config.checkpoint.job.clone(),
+        group: config.kafka.group_id.clone(),
+        shards: config.cluster.shards,
+        semantics: format!(
+            "inference.window={}ms inference.interval={}ms input.max_lateness={}ms input.max_skew={}ms \
+             input.max_backfill={}ms alerts.dedup_window_seconds={} alerts.correlation_window_seconds={}",
+            i.window.ms(),
+            i.interval.ms(),
+            config.input.max_lateness.ms(),
+            config.input.max_skew.ms(),
+            config.input.max_backfill.ms(),
+            a.dedup_window_seconds,
+            a.correlation_window_seconds
+        ),
+        arrival: match config.input.arrival {
+            value::Arrival::Append => Arrival::Append,
+            value::Arrival::Create => Arrival::Create,
+        },
+        until_end,
+    }
+}
+
+/// What the processes of a run must agree on, as a digest: settings that results or routing depend on.
+pub fn fingerprint(config: &Config) -> String {
+    let job = job_config(config, false);
+    let model = config.model.packages.display();
+    let text = format!(
+        "{} shards={} {} max_events={} min_threshold={} retention={} backfill_windows={} allowlist={:?} model={model}",
+        env!("CARGO_PKG_VERSION"),
+        job.shards,
+        job.semantics,
+        config.inference.max_events_per_window,
+        config.alerts.min_threshold,
+        config.alerts.retention.ms(),
+        config.input.max_open_backfill_windows,
+        config.inference.use_idle_allowlist.then_some(&config.inference.idle_allowlist),
+    );
+    content_id(&[&text])
 }
 
 /// All counters of a process.
@@ -162,6 +230,7 @@ pub struct AllMetrics {
     /// Those declared in one place.
     pub metrics: Metrics,
     dedup: DedupMetrics,
+    correlate: CorrelateMetrics,
 }
 
 impl AllMetrics {
@@ -172,7 +241,7 @@ impl AllMetrics {
     pub fn new(registry: &Registry) -> anyhow::Result<Self> {
         let metrics = Metrics::new(registry)?;
         metrics.resolve();
-        Ok(Self { metrics, dedup: DedupMetrics::new(registry)? })
+        Ok(Self { metrics, dedup: DedupMetrics::new(registry)?, correlate: CorrelateMetrics::new(registry)? })
     }
 
     fn worker(&self, index: usize) -> TopologyMetrics {
@@ -192,38 +261,62 @@ impl AllMetrics {
                 under_way: m.queue_depth(index, Queue::Score),
             },
             dedup: self.dedup.clone(),
+            correlate: self.correlate.clone(),
         }
     }
 }
 
-/// Writes to files, if there are any, and shows the observer what is written.
-#[derive(Clone)]
-struct Embedded {
-    files: Option<FileSink>,
+/// Where a worker's epochs go, and who watches.
+struct Output {
+    to: Box<dyn Sink>,
     observer: Option<Observer>,
 }
 
-impl Sink for Embedded {
+impl Sink for Output {
     fn commit(&mut self, epoch: Epoch) -> Result<(), WriterError> {
-        if let Some(observer) = &self.observer {
+        let seen = self.observer.as_ref().map(|_| epoch.records.clone());
+        self.to.commit(epoch)?;
+        if let (Some(observer), Some(records)) = (&self.observer, seen) {
             let mut observe = observer.lock().map_err(|_| WriterError::Panicked)?;
-            epoch.records.iter().for_each(|record| observe(record));
+            records.iter().for_each(|record| observe(record));
         }
-        match &mut self.files {
-            Some(files) => files.commit(epoch),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn finish(&mut self) -> Result<(), WriterError> {
-        self.files.as_mut().map_or(Ok(()), Sink::finish)
+        self.to.finish()
     }
 }
 
-/// Runs to the end of input.
+/// Outputs that nobody keeps: the observer has them.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn commit(&mut self, _: Epoch) -> Result<(), WriterError> {
+        Ok(())
+    }
+    fn finish(&mut self) -> Result<(), WriterError> {
+        Ok(())
+    }
+}
+
+/// What every worker of a process has in common.
+struct Common {
+    edges: Edges,
+    topology: TopologyConfig,
+    scorer: Scorer,
+    files: Option<FileSink>,
+    observer: Option<Observer>,
+    stop: Arc<AtomicBool>,
+    every: Duration,
+    metrics: AllMetrics,
+    health: HealthState,
+}
+
+/// Runs to the end of input, or until it is told to stop.
 ///
 /// # Errors
-/// An input that cannot be read, an output that cannot be written.
+/// An input that cannot be read, an output that cannot be written, a job that cannot be taken over.
 pub fn run(
     config: &Config,
     plan: Plan,
@@ -232,73 +325,153 @@ pub fn run(
     health: &HealthState,
 ) -> anyhow::Result<()> {
     health.reached(Milestone::ModelLoaded);
-    let files = config.output.dir.as_deref().map(create_output).transpose()?;
-    let topology_config = topology_config(config, &models, false);
-    let scorer = Arc::new(models.scorer);
-    let sink = Embedded { files, observer: plan.observer };
-    let every = Duration::from_millis(u64::from(config.checkpoint.epoch_ms));
-    let shared = (plan.files, metrics.clone(), health.clone(), sink);
-    let guards = timely::execute(timely::Config::process(plan.cluster.workers), move |worker| {
-        let (files, metrics, health, sink) = shared.clone();
-        let (index, peers) = (worker.index(), worker.peers());
-        let assigned = files.assign(index, peers);
-        let failed = Rc::default();
-        let reader_failed: Rc<std::cell::RefCell<Option<anyhow::Error>>> = Rc::clone(&failed);
-        let built = worker.dataflow::<u64, _, _>(|scope| {
-            topology::build(
-                scope,
-                &topology_config,
-                &Arc::new(Restored::default()),
-                assigned,
-                |wake, assigned| match FileReader::start(&files, assigned, index == 0, wake) {
-                    Ok(reader) => reader,
-                    Err(error) => {
-                        *reader_failed.borrow_mut() = Some(error.into());
-                        FileReader::ended()
-                    }
-                },
-                &scorer,
-                metrics.worker(index),
-                Rc::clone(&failed),
-            )
-        });
-        health.reached(Milestone::SourcesAssigned);
-        let commit_metrics = metrics.metrics.clone();
-        let committed = health.clone();
-        let mut driver = Driver::new(
-            built.commits,
-            sink,
-            every,
-            built.alerts_committed.clone(),
-            built.floors,
-            Box::new(move |_, took| {
-                commit_metrics.commits.inc();
-                commit_metrics.commit_seconds.observe(took.as_secs_f64());
-                committed.reached(Milestone::FirstCommit);
-            }),
-        );
-        let heartbeat = health.heartbeat(index);
-        let lag = metrics.metrics.watermark_lag(index);
-        loop {
-            worker.step_or_park(Some(driver.wait()));
-            heartbeat.beat();
-            if let Some(seconds) = watermark_lag(&built.scored) {
-                lag.set(seconds);
-            }
-            if let Some(error) = failed.borrow_mut().take() {
-                return Err(error);
-            }
-            if driver.poll()? && built.alerts_committed.done() {
-                break;
-            }
+    let (files, checkpointing) = match &plan.edges {
+        Edges::Files(_) => (config.output.dir.as_deref().map(create_output).transpose()?, false),
+        Edges::Kafka(job) => {
+            job.check_topics()?;
+            (None, true)
         }
-        driver.finish().context("the outputs could not be completed")
-    })
-    .map_err(|what| Failure::new(format!("the workers could not be started: {what}")))?;
+    };
+    let common = Arc::new(Common {
+        topology: topology_config(config, &models, checkpointing),
+        edges: plan.edges,
+        scorer: models.scorer,
+        files,
+        observer: plan.observer,
+        stop: plan.stop,
+        every: Duration::from_millis(u64::from(config.checkpoint.epoch_ms)),
+        metrics: metrics.clone(),
+        health: health.clone(),
+    });
+    let (builders, others, watch) = match &plan.cluster {
+        Some(cluster) => {
+            exit_on_panic();
+            connect(cluster)?
+        }
+        None => {
+            let local = timely::CommunicationConfig::Process(plan.workers);
+            let (builders, others) = local.try_build().map_err(Failure::new)?;
+            (builders, others, None)
+        }
+    };
+    let alone = plan.cluster.is_none() && plan.workers == 1;
+    let work = move |worker: &mut Worker| {
+        let ended = work(worker, &common);
+        if let (Err(error), false) = (&ended, alone) {
+            // The other workers wait for this one, and would for ever.
+            eprint!("{}", report(error));
+            std::process::exit(exit_code(error).into());
+        }
+        ended
+    };
+    let guards = timely::execute::execute_from(builders, others, timely::WorkerConfig::default(), work)
+        .map_err(|what| Failure::new(format!("the workers could not be started: {what}")))?;
     for result in guards.join() {
         result.map_err(|panic| Failure::new(format!("a worker panicked: {panic}")))??;
     }
+    if let Some(watch) = watch {
+        watch.finished();
+    }
     Ok(())
+}
+
+/// One worker, from start to end.
+fn work(worker: &mut Worker, common: &Common) -> anyhow::Result<()> {
+    let (index, peers) = (worker.index(), worker.peers());
+    let (assigned, restored, writer, ends): (_, _, Box<dyn Sink>, _) = match &common.edges {
+        Edges::Files(files) => {
+            let sink: Box<dyn Sink> = match &common.files {
+                Some(files) => Box::new(files.clone()),
+                None => Box::new(Nowhere),
+            };
+            (files.assign(index, peers), Restored::default(), sink, None)
+        }
+        Edges::Kafka(job) => {
+            let Taken { writer, restored, assigned, ends, .. } = startup::take_over(worker, job)?;
+            (assigned, restored, Box::new(writer), ends)
+        }
+    };
+    let failed: Rc<RefCell<Option<anyhow::Error>>> = Rc::default();
+    let open = |wake: SyncActivator, assigned: &[Assigned]| -> Box<dyn Reader> {
+        let opened: anyhow::Result<Box<dyn Reader>> = match &common.edges {
+            Edges::Files(files) => FileReader::start(files, assigned, index == 0, wake)
+                .map(|reader| Box::new(reader) as Box<dyn Reader>)
+                .map_err(Into::into),
+            Edges::Kafka(job) => {
+                let live_clock = job.arrival == Arrival::Append;
+                KafkaReader::start(&job.kafka, &job.group, assigned, ends, live_clock, wake)
+                    .map(|reader| Box::new(reader) as Box<dyn Reader>)
+                    .map_err(Into::into)
+            }
+        };
+        opened.unwrap_or_else(|error| {
+            *failed.borrow_mut() = Some(error);
+            Box::new(NoReader)
+        })
+    };
+    let built = worker.dataflow::<u64, _, _>(|scope| {
+        topology::build(
+            scope,
+            &common.topology,
+            &restored,
+            assigned,
+            open,
+            &common.scorer,
+            common.metrics.worker(index),
+            Rc::clone(&failed),
+        )
+    });
+    common.health.reached(Milestone::SourcesAssigned);
+    let (metrics, health) = (common.metrics.metrics.clone(), common.health.clone());
+    let mut driver = Driver::new(
+        built.commits,
+        Output { to: writer, observer: common.observer.clone() },
+        common.every,
+        built.alerts_committed.clone(),
+        built.floors,
+        Box::new(move |_, took| {
+            metrics.commits.inc();
+            metrics.commit_seconds.observe(took.as_secs_f64());
+            health.reached(Milestone::FirstCommit);
+        }),
+    );
+    let heartbeat = common.health.heartbeat(index);
+    let lag = common.metrics.metrics.watermark_lag(index);
+    loop {
+        worker.step_or_park(Some(driver.wait()));
+        heartbeat.beat();
+        if let Some(seconds) = watermark_lag(&built.scored) {
+            lag.set(seconds);
+        }
+        if let Some(error) = failed.borrow_mut().take() {
+            return Err(error);
+        }
+        let done = driver.poll().map_err(|error| superseded(common, error))?;
+        if done && built.alerts_committed.done() {
+            break;
+        }
+        if common.stop.load(Ordering::Relaxed) && driver.is_at_rest() {
+            // What is not committed is read again at the next start.
+            tracing::info!(worker = index, "stopped between two transactions");
+            driver.finish()?;
+            worker.drop_dataflow(worker.installed_dataflows().into_iter().max().expect("one is installed"));
+            return Ok(());
+        }
+    }
+    driver.finish().context("the outputs could not be completed")
+}
+
+/// Says more of a fenced writer: who took over (protocol rule 5).
+fn superseded(common: &Common, error: WriterError) -> anyhow::Error {
+    let Edges::Kafka(job) = &common.edges else { return error.into() };
+    if !matches!(error, WriterError::Fenced { .. }) {
+        return error.into();
+    }
+    let owner = job.generation().ok().flatten().map_or("unknown".to_owned(), |g| g.generation.to_string());
+    Failure::new(format!("another run of job \"{}\" took over (generation {owner}); this one stays down", job.job))
+        .because(error)
+        .remedy("two runs of one job must not be started; give a second deployment its own checkpoint.job")
+        .into()
 }
 
 /// Seconds from the watermark to now, while there is one.

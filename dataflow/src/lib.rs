@@ -18,5 +18,6 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod source;
+pub mod startup;
 pub mod summary;
 pub mod topology;

@@ -10,6 +10,7 @@
 //!   than `max_ahead_ms` past what the whole cluster has scored.
 
 pub mod file;
+pub mod kafka;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -116,11 +117,40 @@ pub trait Reader {
     ) -> anyhow::Result<usize>;
 
     /// Where a slot stands after the last poll.
-    fn standing(&self, slot: usize) -> Standing;
+    fn standing(&mut self, slot: usize) -> Standing;
 
     /// Arrival that every later record of every slot reaches, where the reader knows: files have one clock.
     fn common_clock(&self) -> Option<TimeMs> {
         None
+    }
+}
+
+impl Reader for Box<dyn Reader> {
+    fn poll(
+        &mut self,
+        max: usize,
+        ready: &dyn Fn(usize) -> bool,
+        take: &mut dyn FnMut(Item<'_>),
+    ) -> anyhow::Result<usize> {
+        (**self).poll(max, ready, take)
+    }
+    fn standing(&mut self, slot: usize) -> Standing {
+        (**self).standing(slot)
+    }
+    fn common_clock(&self) -> Option<TimeMs> {
+        (**self).common_clock()
+    }
+}
+
+/// A reader at its end: stands in while the run is ended for an input that could not be opened.
+pub struct NoReader;
+
+impl Reader for NoReader {
+    fn poll(&mut self, _: usize, _: &dyn Fn(usize) -> bool, _: &mut dyn FnMut(Item<'_>)) -> anyhow::Result<usize> {
+        Ok(0)
+    }
+    fn standing(&mut self, _: usize) -> Standing {
+        Standing::Reading
     }
 }
 

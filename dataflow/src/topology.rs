@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
 
+use logster_operators::correlate::{CorrelateConfig, CorrelateMetrics, correlate};
 use logster_operators::dedup::{DedupConfig, DedupMetrics, dedup};
 use logster_operators::graph::PaneGraph;
 use logster_operators::infer::{InferConfig, InferMetrics, infer};
@@ -19,7 +19,7 @@ use timely::scheduling::SyncActivator;
 
 use crate::checkpoint::Restored;
 use crate::commit::shell::{CommitLinks, OfShard, commit_alerts, commit_results, links};
-use crate::commit::{Committer, EPOCH_MS, StateChange, StateLog};
+use crate::commit::{BacklogChange, BacklogLog, Committer, EPOCH_MS};
 use crate::source::{Assigned, Reader, SourceConfig, SourceLinks, SourceMetrics, source};
 
 /// Settings of every operator.
@@ -35,6 +35,8 @@ pub struct TopologyConfig {
     pub infer: InferConfig,
     /// Dedup.
     pub dedup: DedupConfig,
+    /// Correlation.
+    pub correlate: CorrelateConfig,
     /// Windows of one worker between closing and verdict.
     pub windows_under_way: usize,
     /// Whether epochs carry checkpoints.
@@ -52,6 +54,8 @@ pub struct TopologyMetrics {
     pub infer: InferMetrics,
     /// Dedup.
     pub dedup: DedupMetrics,
+    /// Correlation.
+    pub correlate: CorrelateMetrics,
 }
 
 /// What the worker's loop holds of its dataflow.
@@ -70,7 +74,7 @@ pub struct Built {
 pub fn build<'scope, R: Reader + 'static>(
     scope: Scope<'scope, u64>,
     config: &TopologyConfig,
-    restored: &Arc<Restored>,
+    restored: &Restored,
     assigned: Vec<Assigned>,
     reader: impl FnOnce(SyncActivator, &[Assigned]) -> R,
     scorer: &Scorer,
@@ -82,7 +86,7 @@ pub fn build<'scope, R: Reader + 'static>(
     let mine = |shard: &u32| *shard % peers == index;
     let (scored, needed, alerts_committed) = (ProbeHandle::new(), ProbeHandle::new(), ProbeHandle::new());
     let floors = Rc::new(RefCell::new(Vec::new()));
-    let states: StateLog = Rc::new(RefCell::new(VecDeque::new()));
+    let states: BacklogLog = Rc::new(RefCell::new(VecDeque::new()));
     let credit = Credit::new(config.windows_under_way);
     let commits = links(Committer::new(
         shards,
@@ -109,7 +113,8 @@ pub fn build<'scope, R: Reader + 'static>(
             report: Rc::new(move |boundary, entries| {
                 let mut by_shard: BTreeMap<u32, Vec<BacklogEntry>> = BTreeMap::new();
                 entries.into_iter().for_each(|e| by_shard.entry(e.endpoint.shard(shards)).or_default().push(e));
-                let changes = by_shard.into_iter().map(|(shard, e)| (boundary as u64, StateChange::Backlog(shard, e)));
+                let changes =
+                    by_shard.into_iter().map(|(shard, e)| (boundary as u64, BacklogChange { shard, entries: e }));
                 states.borrow_mut().extend(changes);
             }),
         }),
@@ -125,12 +130,7 @@ pub fn build<'scope, R: Reader + 'static>(
     let changes = alerts.changes.map(move |c| OfShard { shard: c.endpoint().shard(shards), record: c });
     let committed = commit_results(raw.published, verdicts, changes, commits.clone());
     committed.needed.probe_with(&needed);
-    let raised = committed.released.flat_map(move |c| match c {
-        logster_operators::dedup::AlertChange::Updated(u) => {
-            Some(OfShard { shard: u.endpoint().tenant_shard(shards), record: u.alert.to_output() })
-        }
-        logster_operators::dedup::AlertChange::Forgotten { .. } => None,
-    });
+    let raised = correlate(committed.released, config.correlate, restored.correlation(), metrics.correlate);
     commit_alerts(raised, commits.clone()).probe_with(&alerts_committed);
 
     Built { commits, floors, alerts_committed, scored }

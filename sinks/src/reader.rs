@@ -56,6 +56,18 @@ pub fn read_committed(
     Ok(records)
 }
 
+/// First offset and end of each partition.
+pub fn ends(config: &KafkaConfig, partitions: &[(String, i32)]) -> Result<Vec<(i64, i64)>, ClientError> {
+    let consumer: BaseConsumer<LinkContext> =
+        BaseConsumer::from_config_and_context(&config.client("watermarks")?, LinkContext::default())
+            .map_err(|e| config.creation_error(e))?;
+    let found = partitions.iter().map(|(topic, partition)| {
+        let found = watermarks(&consumer, topic, *partition, config.timeout);
+        found.map_err(|e| config.request_error("tell the ends of its logs", &consumer.context().0, e))
+    });
+    found.collect()
+}
+
 /// The last committed value of each key up to [`End::Written`]; keys whose last record is a tombstone are left out.
 pub fn last_values(
     config: &KafkaConfig,

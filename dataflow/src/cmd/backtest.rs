@@ -14,7 +14,7 @@ use crate::backtest::{JudgedAlert, Label, ModelId, Outcome, Recording, Report, S
 use crate::cli::Overrides;
 use crate::config::Config;
 use crate::config::value::Speed;
-use crate::engine::{self, AllMetrics, Cluster, Models, Observer, Plan};
+use crate::engine::{self, AllMetrics, Edges, Models, Observer, Plan};
 use crate::failure::Failure;
 use crate::http::HealthState;
 use crate::source::file::FileConfig;
@@ -76,14 +76,16 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         move |record: &OutputRecord| collected.lock().expect("no panic while it is held").see(record)
     }));
     let plan = Plan {
-        cluster: Cluster { workers },
-        files: FileConfig {
+        cluster: None,
+        workers,
+        edges: Edges::Files(FileConfig {
             input: args.input.clone(),
             framing: Framing::Envelope,
             speed: Speed::Max,
             tenants: Some(Arc::new(tenants)),
-        },
+        }),
         observer: Some(observer),
+        stop: Arc::default(),
     };
     let began = Instant::now();
     engine::run(config, plan, models, &metrics, &HealthState::new(workers, Duration::MAX))?;

@@ -2,10 +2,16 @@
 
 use std::path::PathBuf;
 
+use std::time::{Duration, Instant};
+
 use clap::ValueEnum;
+use logster_operators::normalize::routing_key;
+use logster_sinks::capture::Framing;
+use logster_sinks::produce::{ProduceConfig, Stamps, produce};
 
 use crate::cli::Overrides;
 use crate::config::Config;
+use crate::config::value::Speed;
 
 /// Arguments of `logster produce`.
 #[derive(clap::Args, Debug)]
@@ -51,6 +57,35 @@ impl Args {
 ///
 /// # Errors
 /// Input that cannot be read; a broker that refuses.
-pub fn run(_args: &Args, _config: &Config) -> anyhow::Result<()> {
-    anyhow::bail!("not implemented")
+pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
+    let produced = ProduceConfig {
+        kafka: config.kafka_config(),
+        input: args.input.clone(),
+        framing: config.input.topic.map_or(Framing::Envelope, Framing::Bare),
+        speed: match config.input.speed {
+            Speed::Max => None,
+            Speed::Times(times) => Some(times),
+        },
+        stamps: match args.timestamps {
+            Timestamps::Capture => Stamps::Capture,
+            Timestamps::Clock => Stamps::Clock,
+        },
+    };
+    let began = Instant::now();
+    let mut shown = Instant::now();
+    let played = produce(&produced, routing_key, |played| {
+        if shown.elapsed() > Duration::from_secs(1) {
+            shown = Instant::now();
+            eprintln!("{} records, {:.1} MB", played.records.values().sum::<u64>(), played.bytes as f64 / 1e6);
+        }
+    })?;
+    for (topic, records) in &played.records {
+        println!("{:<26} {records}", topic.name());
+    }
+    let (records, seconds) = (played.records.values().sum::<u64>(), began.elapsed().as_secs_f64());
+    println!("{records} records, {:.1} MB in {seconds:.1} s", played.bytes as f64 / 1e6);
+    for (reason, lines) in &played.refused {
+        println!("not produced: {lines} lines, {}", reason.name());
+    }
+    Ok(())
 }

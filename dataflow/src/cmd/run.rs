@@ -1,19 +1,26 @@
 //! `logster run`: the dataflow itself.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use logster_sinks::capture::Framing;
 use prometheus::Registry;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::cli::Overrides;
+use crate::cluster::{ClusterConfig, TlsFiles, loopback_hosts, read_hostfile};
 use crate::config::Config;
 use crate::config::value::InputSource;
-use crate::engine::{self, AllMetrics, Cluster, Models, Plan};
+use crate::engine::{self, AllMetrics, Edges, Models, Plan};
 use crate::failure::Failure;
 use crate::http::{HealthState, Server};
 use crate::source::file::FileConfig;
 use crate::summary::Summary;
+
+/// How long processes wait for each other at start.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Arguments of `logster run`.
 #[derive(clap::Args, Debug)]
@@ -62,21 +69,41 @@ impl Args {
             .option("--out", "output.dir", self.out.as_ref().map(|path| path.display()));
     }
 
+    /// The processes of the run; `None` if this one is alone.
+    fn cluster(&self, config: &Config) -> anyhow::Result<Option<ClusterConfig>> {
+        if self.processes == 1 {
+            return Ok(None);
+        }
+        let processes = self.processes as usize;
+        let tls = match (&config.cluster_tls.ca, &config.cluster_tls.cert, &config.cluster_tls.key) {
+            (Some(ca), Some(cert), Some(key)) => {
+                Some(TlsFiles { ca: ca.clone(), cert: cert.clone(), key: key.clone() })
+            }
+            _ => None,
+        };
+        Ok(Some(ClusterConfig {
+            workers: self.workers as usize,
+            processes,
+            index: self.index as usize,
+            hosts: match &self.hostfile {
+                Some(path) => read_hostfile(path, processes)?,
+                None => loopback_hosts(processes),
+            },
+            tls,
+            insecure: config.cluster.insecure,
+            heartbeat: Duration::from_millis(config.cluster.heartbeat.ms() as u64),
+            start_timeout: START_TIMEOUT,
+            job: config.checkpoint.job.clone(),
+            fingerprint: engine::fingerprint(config),
+        }))
+    }
+
     /// What the command line and the configuration must say about each other.
     fn check(&self, config: &Config) -> Result<(), Failure> {
         let workers = self.workers * self.processes;
         if self.index >= self.processes {
             let what = format!("--index {} of {} processes", self.index, self.processes);
             return Err(Failure::usage(what).at("--index").remedy("processes are counted from 0"));
-        }
-        if self.processes > 1 && self.hostfile.is_none() {
-            let what = format!("{} processes, but no --hostfile", self.processes);
-            return Err(Failure::usage(what).at("--hostfile").remedy("name a file with one host:port a line"));
-        }
-        if self.processes > 1 && config.cluster_tls.ca.is_none() && !config.cluster.insecure {
-            return Err(Failure::usage("several processes would talk in the clear, to whoever connects")
-                .at("cluster.tls")
-                .remedy("set cluster.tls.ca, cert and key; or cluster.insecure = true on a single machine"));
         }
         if workers > config.cluster.shards {
             let what = format!("{workers} workers for {} shards: some would have nothing to do", config.cluster.shards);
@@ -105,20 +132,35 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let health = HealthState::new(workers, Duration::from_millis(config.http.stall_after.ms() as u64));
     let _server = config.http.enabled.then(|| Server::start(&config.http, registry, health.clone())).transpose()?;
     let models = Models::load(config, workers)?;
-    let summary = Summary::new(config.output.dir.is_none());
-    let plan = Plan {
-        cluster: Cluster { workers },
-        files: FileConfig {
-            input: config.input.path.clone().expect("checked"),
-            framing: config.input.topic.map_or(Framing::Envelope, Framing::Bare),
-            speed: config.input.speed,
-            tenants: None,
-        },
-        observer: Some(summary.observer()),
+    let (edges, summary) = match config.input.source {
+        InputSource::File => {
+            let files = FileConfig {
+                input: config.input.path.clone().expect("checked"),
+                framing: config.input.topic.map_or(Framing::Envelope, Framing::Bare),
+                speed: config.input.speed,
+                tenants: None,
+            };
+            (Edges::Files(files), Some(Summary::new(config.output.dir.is_none())))
+        }
+        InputSource::Kafka => (Edges::Kafka(engine::job_config(config, args.until_end)), None),
     };
+    let observer = summary.as_ref().map(Summary::observer);
+    let plan = Plan { cluster: args.cluster(config)?, workers, edges, observer, stop: stop_on_signal()? };
     engine::run(config, plan, models, &metrics, &health)?;
-    eprintln!("{summary}");
+    if let Some(summary) = summary {
+        eprintln!("{summary}");
+    }
     Ok(())
+}
+
+/// A flag that SIGTERM and SIGINT set; the second signal ends the process at once.
+fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())?;
+        signal_hook::flag::register(signal, stop.clone())?;
+    }
+    Ok(stop)
 }
 
 #[cfg(test)]
@@ -133,8 +175,7 @@ mod tests {
     fn contradictions_are_usage_errors() {
         for (args, place) in [
             (vec!["--input", "x", "-n", "2", "-p", "2"], "--index"),
-            (vec!["--input", "x", "-n", "2"], "--hostfile"),
-            (vec!["--input", "x", "-n", "2", "--hostfile", "h"], "cluster.tls"),
+            (vec!["--input", "x", "-n", "2"], ""),
             (vec!["--input", "x", "-w", "65"], "cluster.shards"),
             (vec![], "input.path"),
             (vec!["--input", "x", "-w", "64"], ""),

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
+use logster_operators::correlate::TenantChange;
 use logster_operators::dedup::AlertChange;
 use logster_schema::{OutputRecord, TimeMs};
 use logster_sinks::epoch::{Outcome, Sink, Writer, WriterError};
@@ -23,7 +24,7 @@ use crate::source::Published;
 /// A record of one shard, on its way to the commit of the worker that owns the shard.
 #[derive(Clone, Debug)]
 pub struct OfShard<T> {
-    /// Shard (of results and updates) or tenant shard (of alerts).
+    /// Shard.
     pub shard: u32,
     /// The record.
     pub record: T,
@@ -134,7 +135,7 @@ pub fn commit_results<'scope>(
 
 /// The timely operator for the alerts of this worker's tenants. Its output frontier is the committed one.
 pub fn commit_alerts<'scope>(
-    alerts: StreamVec<'scope, u64, OfShard<OutputRecord>>,
+    alerts: StreamVec<'scope, u64, TenantChange>,
     links: CommitLinks,
 ) -> StreamVec<'scope, u64, ()> {
     let scope = alerts.scope();
@@ -144,7 +145,7 @@ pub fn commit_alerts<'scope>(
         move |(input, frontier), _output| {
             let mut state = links.borrow_mut();
             input.for_each(|time, batch| {
-                batch.drain(..).for_each(|a| state.committer.alert(*time.time(), a.shard, a.record));
+                batch.drain(..).for_each(|change| state.committer.alert(*time.time(), change));
             });
             state.committer.advance_alerts(frontier.frontier().first().copied());
             hold(&mut cap, state.alerts);
@@ -221,6 +222,11 @@ impl Driver {
             let _ = self.writer.try_send(epoch);
         }
         Ok(state.committer.is_done())
+    }
+
+    /// No transaction is under way.
+    pub fn is_at_rest(&self) -> bool {
+        self.under_way.is_none()
     }
 
     /// How long the worker's loop may sleep: until the next transaction may begin.

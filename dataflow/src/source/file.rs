@@ -123,23 +123,6 @@ impl FileReader {
     }
 }
 
-impl FileReader {
-    /// A reader at its end: stands in while the run is ended for an input that could not be opened.
-    pub fn ended() -> Self {
-        let (_, batches) = bounded(0);
-        Self {
-            batches,
-            current: Batch::default(),
-            next: 0,
-            start: 0,
-            clock: None,
-            finished: false,
-            tenants: None,
-            stop: Arc::default(),
-        }
-    }
-}
-
 impl Drop for FileReader {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -192,7 +175,7 @@ impl Reader for FileReader {
         Ok(taken)
     }
 
-    fn standing(&self, _slot: usize) -> Standing {
+    fn standing(&mut self, _slot: usize) -> Standing {
         if self.finished { Standing::Finished } else { Standing::Reading }
     }
 

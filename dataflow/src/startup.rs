@@ -1,0 +1,329 @@
+//! Takes a job over on Kafka: fences every earlier run, then reads what it left (protocol rules 1 to 5, 10).
+//!
+//! ```text
+//! worker 0                          every other worker
+//! fence <job>-0
+//! read the generation {g, W'} ────▶ fence <job>-i          worker 0 also fences the ids W..W' of a wider run
+//!          ◀── barrier ──▶
+//! commit {g + 1, W} with id 0: that commit is the lock
+//! read topics, checkpoints, ends ─▶ take them over
+//! ```
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use logster_schema::topics::{CHECKPOINT_TOPIC, TRANSITIONS_TOPIC};
+use logster_schema::{RawTopic, TimeMs};
+use logster_sinks::admin::{Admin, Arrival, specified};
+use logster_sinks::client::KafkaConfig;
+use logster_sinks::epoch::{Checkpoint, Epoch, Sink, WriterError};
+use logster_sinks::reader::{ends, last_values};
+use logster_sinks::writer::{TransactionalWriter, WriterConfig};
+use serde::{Deserialize, Serialize};
+use timely::ExchangeData;
+use timely::dataflow::ProbeHandle;
+use timely::dataflow::operators::vec::Broadcast;
+use timely::dataflow::operators::{Input, Inspect, Probe};
+use timely::worker::Worker;
+
+use crate::checkpoint::{
+    CheckpointError, GENERATION_KEY, Generation, PartitionCheckpoint, ReplayPoint, Restored, decode, encode,
+    partition_key,
+};
+use crate::failure::Failure;
+use crate::source::{Assigned, Log};
+
+/// How long a transaction may take before it is given up, and a dead writer may hold back readers.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long reading the checkpoints may stand still.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a job on Kafka is called and how it is reached.
+#[derive(Clone)]
+pub struct JobConfig {
+    /// Broker.
+    pub kafka: KafkaConfig,
+    /// `checkpoint.job`.
+    pub job: String,
+    /// `kafka.group_id`.
+    pub group: String,
+    /// `cluster.shards`.
+    pub shards: u32,
+    /// Settings that committed results depend on, in words.
+    pub semantics: String,
+    /// Whose clock stamps arrivals.
+    pub arrival: Arrival,
+    /// Take the ends found at start as the end of input.
+    pub until_end: bool,
+}
+
+/// What a worker starts with.
+pub struct Taken {
+    /// Its writer, alone on its transactional id.
+    pub writer: JobWriter,
+    /// Committed state.
+    pub restored: Restored,
+    /// Its partitions.
+    pub assigned: Vec<Assigned>,
+    /// Their ends, with `until_end`.
+    pub ends: Option<Vec<i64>>,
+    /// This run's number.
+    pub generation: u64,
+}
+
+/// A transactional writer whose checkpoint keys are this job's.
+pub struct JobWriter {
+    writer: TransactionalWriter,
+    prefix: String,
+}
+
+impl Sink for JobWriter {
+    fn commit(&mut self, mut epoch: Epoch) -> Result<(), WriterError> {
+        for checkpoint in &mut epoch.checkpoints {
+            checkpoint.key.insert_str(0, &self.prefix);
+        }
+        if epoch.checkpoints.is_empty() {
+            // An empty transaction of a fenced writer succeeds: always write something.
+            let key = format!("{}alive", self.prefix);
+            epoch.checkpoints.push(Checkpoint { key, value: Some(b"{}".to_vec()) });
+        }
+        self.writer.commit(epoch)
+    }
+
+    fn finish(&mut self) -> Result<(), WriterError> {
+        self.writer.finish()
+    }
+}
+
+/// What worker 0 tells the others once the run owns the job.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Shared {
+    generation: u64,
+    records: Vec<(String, Vec<u8>)>,
+    /// Topic, partition, first offset, end.
+    logs: Vec<(String, i32, i64, i64)>,
+}
+
+impl JobConfig {
+    fn writer(&self, index: usize) -> WriterConfig {
+        WriterConfig {
+            kafka: self.kafka.clone(),
+            transactional_id: format!("{}-{index}", self.job),
+            group: Some(self.group.clone()),
+            transaction_timeout: TRANSACTION_TIMEOUT,
+        }
+    }
+
+    fn prefix(&self) -> String {
+        format!("{}/", self.job)
+    }
+
+    /// The last value of each of this job's keys, without the job's name.
+    ///
+    /// # Errors
+    /// A broker that cannot be reached, a topic that does not exist.
+    pub fn records(&self) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
+        let prefix = self.prefix();
+        let values = last_values(&self.kafka, CHECKPOINT_TOPIC, READ_TIMEOUT)?;
+        let mine = values.into_iter().filter_map(|(key, value)| {
+            let key = String::from_utf8(key).ok()?;
+            let key = key.strip_prefix(&prefix)?.to_owned();
+            (key != "alive").then_some((key, value))
+        });
+        Ok(mine.collect())
+    }
+
+    /// The job's generation record, if it ever ran.
+    ///
+    /// # Errors
+    /// As [`JobConfig::records`]; another format.
+    pub fn generation(&self) -> anyhow::Result<Option<Generation>> {
+        let records = self.records()?;
+        Ok(records.get(GENERATION_KEY).map(|bytes| decode(GENERATION_KEY, bytes)).transpose()?)
+    }
+
+    /// Refuses topics that a run could not rely on.
+    ///
+    /// # Errors
+    /// Topics that are missing, or whose settings would change results.
+    pub fn check_topics(&self) -> anyhow::Result<()> {
+        let differences = Admin::new(&self.kafka)?.check(&specified(self.arrival))?;
+        let (fatal, harmless): (Vec<_>, Vec<_>) = differences.into_iter().partition(|d| d.is_fatal());
+        for difference in harmless {
+            tracing::warn!(%difference, "topic differs from the specification");
+        }
+        if fatal.is_empty() {
+            return Ok(());
+        }
+        let list: Vec<String> = fatal.iter().map(ToString::to_string).collect();
+        Err(Failure::new(format!("the topics are not as a run needs them: {}", list.join("; ")))
+            .remedy("`logster topics create` makes what is missing; `logster topics check` explains the rest")
+            .into())
+    }
+}
+
+/// Takes the job over. Every worker of the run calls it; all return together.
+///
+/// # Errors
+/// A broker that cannot be reached, a checkpoint that this binary or configuration does not fit, a run that
+/// took the job over meanwhile.
+pub fn take_over(worker: &mut Worker, config: &JobConfig) -> anyhow::Result<Taken> {
+    let (index, peers) = (worker.index(), worker.peers());
+    let first = index == 0;
+
+    let mut writer = first.then(|| TransactionalWriter::fence(config.writer(0))).transpose()?;
+    let before = if first { Some(config.generation()?) } else { None };
+    let before = all_gather(worker, before).into_iter().next().expect("worker 0 has sent it");
+    if let Some(before) = &before {
+        if before.shards != config.shards {
+            return Err(CheckpointError::Shards { stored: before.shards, configured: config.shards }.into());
+        }
+        if before.semantics != config.semantics {
+            let (stored, configured) = (before.semantics.clone(), config.semantics.clone());
+            return Err(CheckpointError::Semantics { stored, configured }.into());
+        }
+    }
+    if first {
+        let wider = before.as_ref().map_or(0, |g| g.workers as usize);
+        drop(TransactionalWriter::fence_all((peers..wider).map(|n| config.writer(n)).collect())?);
+    } else {
+        writer = Some(TransactionalWriter::fence(config.writer(index))?);
+    }
+    let mut writer = JobWriter { writer: writer.expect("fenced"), prefix: config.prefix() };
+    all_gather(worker, Some(()));
+
+    let shared = if first {
+        let generation = Generation {
+            generation: before.as_ref().map_or(0, |g| g.generation) + 1,
+            workers: peers as u32,
+            shards: config.shards,
+            semantics: config.semantics.clone(),
+        };
+        let lock = Checkpoint { key: GENERATION_KEY.into(), value: Some(encode(&generation)) };
+        writer.commit(Epoch { checkpoints: vec![lock], ..Epoch::default() })?;
+        let shared = read(config, generation.generation)?;
+        Some(admit_new_partitions(shared, &mut writer)?)
+    } else {
+        None
+    };
+    let shared = all_gather(worker, shared).into_iter().next().expect("worker 0 has sent it");
+
+    let restored = Restored::from_records(&shared.records.into_iter().collect())?;
+    let mine = shared.logs.into_iter().enumerate().filter(|(n, _)| n % peers == index);
+    let mut assigned = Vec::new();
+    let mut ends = Vec::new();
+    for (_, (topic, partition, start, end)) in mine {
+        let log = RawTopic::from_name(&topic).map_or(Log::Transitions, Log::Raw);
+        let checkpoint = restored.partitions.get(&(topic.clone(), partition)).cloned();
+        if let Some(c) = &checkpoint {
+            check_range(&topic, partition, c, start, end)?;
+        }
+        // A log whose oldest records are gone before the first run begins where it begins.
+        let fresh = || PartitionCheckpoint {
+            next: start,
+            arrival_ms: TimeMs::MIN,
+            replay: ReplayPoint { offset: start, arrival_ms: TimeMs::MIN },
+            exceptions: Vec::new(),
+        };
+        assigned.push(Assigned { log, partition, checkpoint: Some(checkpoint.unwrap_or_else(fresh)) });
+        ends.push(end);
+    }
+    tracing::info!(
+        worker = index,
+        generation = shared.generation,
+        partitions = assigned.len(),
+        shards = restored.shards.len(),
+        "took the job over"
+    );
+    let ends = config.until_end.then_some(ends);
+    Ok(Taken { writer, restored, assigned, ends, generation: shared.generation })
+}
+
+/// Refuses a log that does not hold what the checkpoint counts on.
+fn check_range(topic: &str, partition: i32, c: &PartitionCheckpoint, start: i64, end: i64) -> anyhow::Result<()> {
+    let place = format!("topic {topic}, partition {partition}");
+    if c.replay.offset < start {
+        return Err(Failure::new(format!(
+            "the log begins at offset {start}, the checkpoint needs it from {}: retention has deleted records that \
+             were not processed to their end",
+            c.replay.offset
+        ))
+        .at(place)
+        .remedy(
+            "results would lack these records. To accept that, name a new job (checkpoint.job), which starts afresh; \
+             and give the raw topics a longer retention",
+        )
+        .into());
+    }
+    if c.next > end {
+        return Err(Failure::new(format!(
+            "the log ends at offset {end}, but {} records of it are published: the topic was deleted and made anew",
+            c.next
+        ))
+        .at(place)
+        .remedy("name a new job (checkpoint.job): offsets of the new log would be taken for those of the old")
+        .into());
+    }
+    Ok(())
+}
+
+fn read(config: &JobConfig, generation: u64) -> anyhow::Result<Shared> {
+    let partitions = Admin::new(&config.kafka)?.partitions()?;
+    let topics = RawTopic::ALL.map(RawTopic::name).into_iter().chain([TRANSITIONS_TOPIC]);
+    let wanted: Vec<(String, i32)> = topics
+        .flat_map(|topic| {
+            let count = partitions.get(topic).copied().unwrap_or(0) as i32;
+            (0..count).map(move |partition| (topic.to_owned(), partition))
+        })
+        .collect();
+    let offsets = ends(&config.kafka, &wanted)?;
+    let logs = wanted.into_iter().zip(offsets).map(|((t, p), (start, end))| (t, p, start, end)).collect();
+    Ok(Shared { generation, records: config.records()?.into_iter().collect(), logs })
+}
+
+/// Rule 10: a partition that the job does not know yet starts above everything that is written.
+fn admit_new_partitions(mut shared: Shared, writer: &mut JobWriter) -> anyhow::Result<Shared> {
+    let restored = Restored::from_records(&shared.records.iter().cloned().collect())?;
+    let Some(floor) = restored.greatest_frontier().filter(|_| !restored.partitions.is_empty()) else {
+        return Ok(shared);
+    };
+    let new: Vec<(String, Vec<u8>)> = shared
+        .logs
+        .iter()
+        .filter(|(topic, partition, ..)| !restored.partitions.contains_key(&(topic.clone(), *partition)))
+        .map(|(topic, partition, start, _)| {
+            let replay = ReplayPoint { offset: *start, arrival_ms: floor };
+            let checkpoint = PartitionCheckpoint { next: *start, arrival_ms: floor, replay, exceptions: Vec::new() };
+            (partition_key(topic, *partition), encode(&checkpoint))
+        })
+        .collect();
+    if !new.is_empty() {
+        let checkpoints = new.iter().map(|(key, value)| Checkpoint { key: key.clone(), value: Some(value.clone()) });
+        writer.commit(Epoch { checkpoints: checkpoints.collect(), ..Epoch::default() })?;
+        shared.records.extend(new);
+    }
+    Ok(shared)
+}
+
+/// Gives every worker what all workers put in, in order of workers; returns when all have.
+fn all_gather<T: ExchangeData + Clone>(worker: &mut Worker, mine: Option<T>) -> Vec<T> {
+    let gathered = Rc::new(RefCell::new(Vec::new()));
+    let into = Rc::clone(&gathered);
+    let index = worker.index();
+    let probe = ProbeHandle::new();
+    let mut input = worker.dataflow::<u64, _, _>(|scope| {
+        let (input, stream) = scope.new_input::<Vec<(usize, T)>>();
+        stream.broadcast().inspect(move |value| into.borrow_mut().push(value.clone())).probe_with(&probe);
+        input
+    });
+    if let Some(value) = mine {
+        input.send((index, value));
+    }
+    input.close();
+    worker.step_or_park_while(None, || !probe.done());
+    let mut gathered = std::mem::take(&mut *gathered.borrow_mut());
+    gathered.sort_by_key(|(from, _)| *from);
+    gathered.into_iter().map(|(_, value)| value).collect()
+}
