@@ -16,10 +16,10 @@
 //! was seen, "carried in" where it was not. A carried-in instance is the newest process with that pid among
 //! the earlier panes of the window, if there is one.
 
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod window;
 mod words;
-
-use std::hash::Hash;
 
 use logster_schema::{Observation, Platform, TimeMs};
 use rustc_hash::{FxHashMap, FxHashSet};

@@ -15,6 +15,8 @@
 
 mod attack;
 mod names;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use logster_schema::{Field, Kind, Observation};

