@@ -4,6 +4,8 @@
 #   LOGSTER_CORPUS  folder with windows/ and linux/ (default ../shared/corpus)
 #   MODEL_VERSION   version of the packages (default 1)
 #   MODEL_SEEDS     seeds per model (default 5)
+#   MODEL_GAT       platforms whose package holds a trained GAT beside the linear head (default "windows":
+#                   on Linux it has not been evaluated yet)
 #   MODEL_THREADS   threads of PyTorch (default 1: repeats bit for bit)
 set -euo pipefail
 
@@ -46,8 +48,10 @@ for platform in windows linux; do
         "$logster" export-windows --input "$corpus/$platform" --out "$windows" "${views[@]}"
         sha256sum "$logster" "$corpus/$platform/labels.json" "$windows" >"$windows.sha256"
     fi
+    gat=(--linear-only)
+    [[ " ${MODEL_GAT:-windows} " == *" $platform "* ]] && gat=()
     nice "$python" -m trainer.train --platform "$platform" --windows "$windows" \
         --labels "$corpus/$platform/labels.json" --work "$work/$platform" --package "packages/$platform" \
-        --version "${MODEL_VERSION:-1}" --seeds "${MODEL_SEEDS:-5}" --threads "$threads"
+        --version "${MODEL_VERSION:-1}" --seeds "${MODEL_SEEDS:-5}" --threads "$threads" "${gat[@]}"
 done
 "$python" -m trainer.report --work "$work" --out reports

@@ -31,8 +31,10 @@ class Recipe:
     """Everything that decides a training run beside data and seed."""
 
     shape: Shape = Shape()
-    epochs: int = 16
-    share: float = 0.4
+    epochs: int = 12
+    share: float = 0.5
+    #: Windows of snippet recordings an epoch: many alike, and without background.
+    snippets: int = 100
     batch_edges: int = 12_000
     rate: float = 3e-3
     decay: float = 1e-2
@@ -116,10 +118,13 @@ def train(windows: list[Window], recipe: Recipe, seed: int, log=None) -> Gat:
     rng = np.random.default_rng(seed)
     weight = torch.from_numpy(window_weights(windows)).float()
     benign = [i for i, w in enumerate(windows) if w.label == BENIGN and not w.snippet]
-    take = max(1, round(recipe.share * len(windows)))
+    snippets = np.array([i for i, w in enumerate(windows) if w.snippet], int)
+    whole = np.array([i for i, w in enumerate(windows) if not w.snippet], int)
+    take = max(1, round(recipe.share * len(whole)))
 
     def plan() -> list[list[int]]:
-        return list(batches(windows, rng.permutation(len(windows))[:take], recipe.batch_edges))
+        chosen = np.concatenate([rng.permutation(whole)[:take], rng.permutation(snippets)[: recipe.snippets]])
+        return list(batches(windows, rng.permutation(chosen), recipe.batch_edges))
 
     plans = [plan() for _ in range(recipe.epochs)]
     gat = Gat(recipe.shape).to(DEVICE)
@@ -168,7 +173,7 @@ def train(windows: list[Window], recipe: Recipe, seed: int, log=None) -> Gat:
                 average.update_parameters(gat)
             total += float(loss.detach()) * len(step)
         if log:
-            log(epoch, total / take, time.monotonic() - started)
+            log(epoch, total / sum(map(len, steps)), time.monotonic() - started)
     gat = (average.module if average else gat).cpu()
     forget_unseen(gat, windows)
     return gat.eval()
