@@ -60,7 +60,7 @@ pub enum Edges {
     /// Captures in; files, if `output.dir` is set, and the observer out.
     Files(FileConfig),
     /// Raw topics in, output topics out, exactly once.
-    Kafka(JobConfig),
+    Kafka(Box<JobConfig>),
 }
 
 /// What a run is to do.
@@ -278,7 +278,9 @@ impl Sink for Output {
         self.to.commit(epoch)?;
         if let (Some(observer), Some(records)) = (&self.observer, seen) {
             let mut observe = observer.lock().map_err(|_| WriterError::Panicked)?;
-            records.iter().for_each(|record| observe(record));
+            for record in &records {
+                observe(record);
+            }
         }
         Ok(())
     }
@@ -302,6 +304,8 @@ impl Sink for Nowhere {
 
 /// What every worker of a process has in common.
 struct Common {
+    /// Workers of this process.
+    workers: usize,
     edges: Edges,
     topology: TopologyConfig,
     scorer: Scorer,
@@ -333,6 +337,7 @@ pub fn run(
         }
     };
     let common = Arc::new(Common {
+        workers: plan.workers,
         topology: topology_config(config, &models, checkpointing),
         edges: plan.edges,
         scorer: models.scorer,
@@ -435,7 +440,7 @@ fn work(worker: &mut Worker, common: &Common) -> anyhow::Result<()> {
             health.reached(Milestone::FirstCommit);
         }),
     );
-    let heartbeat = common.health.heartbeat(index);
+    let heartbeat = common.health.heartbeat(index % common.workers);
     let lag = common.metrics.metrics.watermark_lag(index);
     loop {
         worker.step_or_park(Some(driver.wait()));

@@ -109,10 +109,11 @@ impl fmt::Display for Summary {
         writeln!(f, "windows      {} ({})", counts.results.values().sum::<u64>(), verdicts.join(", "))?;
         write!(f, "alerts       {}", alerts.len())?;
         if !alerts.is_empty() {
+            let head = ["raised", "severity", "endpoint", "prob", "count", "related", "techniques"];
+            let [raised, severity, endpoint, prob, count, related, techniques] = head;
             write!(
                 f,
-                "\n\n{:<24} {:<9} {:<28} {:>5} {:>5}  {:<24} {}",
-                "raised", "severity", "endpoint", "prob", "count", "related", "techniques"
+                "\n\n{raised:<24} {severity:<9} {endpoint:<28} {prob:>5} {count:>5}  {related:<24} {techniques}"
             )?;
         }
         for a in &alerts {

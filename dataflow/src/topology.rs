@@ -71,6 +71,7 @@ pub struct Built {
 }
 
 /// Builds the dataflow.
+#[allow(clippy::too_many_arguments, reason = "one call, from the engine, of what only the engine has")]
 pub fn build<'scope, R: Reader + 'static>(
     scope: Scope<'scope, u64>,
     config: &TopologyConfig,

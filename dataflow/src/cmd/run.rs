@@ -142,7 +142,7 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
             };
             (Edges::Files(files), Some(Summary::new(config.output.dir.is_none())))
         }
-        InputSource::Kafka => (Edges::Kafka(engine::job_config(config, args.until_end)), None),
+        InputSource::Kafka => (Edges::Kafka(Box::new(engine::job_config(config, args.until_end))), None),
     };
     let observer = summary.as_ref().map(Summary::observer);
     let plan = Plan { cluster: args.cluster(config)?, workers, edges, observer, stop: stop_on_signal()? };

@@ -284,9 +284,8 @@ pub fn command_words(line: &str) -> Vec<&'static str> {
                 signs.push("service");
             }
         }
-        if matches!(base(plain), "powershell" | "powershell.exe") && next == "-"
-            || matches!(word, "-c" | "-command" | "-s") && next == "-"
-        {
+        let reads = matches!(base(plain), "powershell" | "powershell.exe") || matches!(word, "-c" | "-command" | "-s");
+        if reads && next == "-" {
             signs.push("stdin");
         }
         if word == "echo" && (next == ">" || words.get(at + 2).is_some_and(|w| w.starts_with(['>', '^']))) {
@@ -350,13 +349,13 @@ fn decode_into(line: &str, depth: usize, out: &mut String) {
         let end = at + bytes[at..].iter().take_while(|b| is_base64_byte(**b)).count();
         // Long runs always; shorter ones only as the value of an -EncodedCommand.
         let long = end - at >= 60;
-        if long || (end - at >= 8 && after_encoded_switch(&line[..at])) {
-            if let Some(text) = readable(&decode_base64(&bytes[at..end])) {
-                blobs += 1;
-                out.push('\n');
-                out.push_str(&text);
-                decode_into(&text, depth + 1, out);
-            }
+        if (long || (end - at >= 8 && after_encoded_switch(&line[..at])))
+            && let Some(text) = readable(&decode_base64(&bytes[at..end]))
+        {
+            blobs += 1;
+            out.push('\n');
+            out.push_str(&text);
+            decode_into(&text, depth + 1, out);
         }
         at = end.max(at) + 1;
     }
