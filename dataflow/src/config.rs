@@ -283,8 +283,8 @@ settings! {
     ["cluster"] cluster: Cluster {
         /// Parts that keyed state is split into. Fixed for the life of a deployment; at least one a worker.
         shards: u32 = 64 in 1..=4096;
-        /// A peer from which nothing is heard for five of these is lost, and the run ends.
-        heartbeat: Span = "1s" in "50ms"..="1m";
+        /// A peer from which nothing is heard for six of these is lost, and the run ends.
+        heartbeat: Span = "500ms" in "50ms"..="1m";
         /// Let processes talk without TLS, to whoever connects. For a single machine or a private wire.
         insecure: bool = false;
     }
