@@ -60,6 +60,11 @@ impl Address {
 /// What could be another endpoint stays first, then what was seen first: a set's best do not depend on the
 /// order in which it was collected.
 pub fn merge_peers(kept: &mut Vec<Peer>, new: &[Peer], limit: usize) {
+    // Windows overlap: most of a detection's peers are those of the one before.
+    let told = |p: &Peer, k: &Peer| k.port == p.port && k.remote == p.remote && (k.first_seen, k) <= (p.first_seen, p);
+    if new.iter().all(|p| kept.iter().any(|k| told(p, k))) {
+        return;
+    }
     let mut best: BTreeMap<(Address, u16), Peer> = BTreeMap::new();
     for peer in kept.drain(..).chain(new.iter().cloned()) {
         let Some(address) = Address::parse(&peer.remote) else { continue };
@@ -69,7 +74,9 @@ pub fn merge_peers(kept: &mut Vec<Peer>, new: &[Peer], limit: usize) {
         }
     }
     let mut ranked: Vec<_> = best.into_iter().collect();
-    ranked.sort_by_key(|((address, port), peer)| (Reverse(address.is_near()), peer.first_seen, address.clone(), *port));
+    ranked.sort_by_cached_key(|((address, port), peer)| {
+        (Reverse(address.is_near()), peer.first_seen, address.clone(), *port)
+    });
     ranked.truncate(limit);
     ranked.sort();
     kept.extend(ranked.into_iter().map(|(_, peer)| peer));
@@ -77,6 +84,9 @@ pub fn merge_peers(kept: &mut Vec<Peer>, new: &[Peer], limit: usize) {
 
 /// Adds a window's own addresses to an alert's: sorted, at most `limit`.
 pub fn merge_addresses(kept: &mut Vec<String>, new: &[String], limit: usize) {
+    if new.iter().all(|address| kept.contains(address)) {
+        return;
+    }
     let all: BTreeSet<String> =
         kept.drain(..).chain(new.iter().cloned()).filter(|text| Address::parse(text).is_some()).collect();
     kept.extend(all.into_iter().take(limit));
@@ -103,11 +113,21 @@ pub struct Reach {
 impl Reach {
     /// Of this alert.
     pub fn of(update: &AlertUpdate) -> Self {
-        let own: BTreeSet<Address> = update.local_addresses.iter().filter_map(|text| Address::parse(text)).collect();
-        let host = update.alert.endpoint_id.clone();
+        let own = update.local_addresses.iter().filter_map(|text| Address::parse(text));
         let peers = update.peers.iter().filter_map(|peer| Some((Address::parse(&peer.remote)?, peer.clone())));
-        let peers = peers.filter(|(address, _)| !own.contains(address) && !address.names(&host)).collect();
-        Self { platform: update.alert.platform, own, peers, host }
+        Self::new(&update.alert.endpoint_id, update.alert.platform, own, peers)
+    }
+
+    fn new(
+        host: &str,
+        platform: Platform,
+        own: impl IntoIterator<Item = Address>,
+        peers: impl IntoIterator<Item = (Address, Peer)>,
+    ) -> Self {
+        let own: BTreeSet<Address> = own.into_iter().collect();
+        let other = |address: &Address| !own.contains(address) && !address.names(host);
+        let peers = peers.into_iter().filter(|(address, _)| other(address)).collect();
+        Self { host: host.to_owned(), platform, own, peers }
     }
 
     /// The earliest contact between two endpoints, seen from either side.
@@ -167,6 +187,21 @@ mod tests {
         assert!(!name("dc01.a.org").names("dc01.b.org"));
         assert!(!name("dc011").names("dc01"));
         assert!(!name("10.0.0.1").names("10.0.0.1"), "an address is no name");
+    }
+
+    /// Two hosts with the same container bridge, of which each speaks to its own.
+    #[test]
+    fn an_address_of_ones_own_is_no_contact() {
+        let reach = |host: &str, remote: &str| {
+            let address = Address::parse(remote).unwrap();
+            let peer = Peer { local: None, remote: remote.into(), port: 80, first_seen: 5 };
+            let own = ["172.17.0.1", if host == "a" { "10.0.0.1" } else { "10.0.0.2" }];
+            Reach::new(host, Platform::Linux, own.iter().filter_map(|ip| Address::parse(ip)), [(address, peer)])
+        };
+        assert_eq!(reach("a", "172.17.0.1").contact(&reach("b", "172.17.0.1")), None);
+        assert_eq!(reach("a", "a.local").contact(&reach("b", "8.8.8.8")), None);
+        let found = reach("a", "8.8.8.8").contact(&reach("b", "10.0.0.1")).unwrap();
+        assert_eq!(found.sentence, "b connected to a (10.0.0.1) port 80 at 1970-01-01T00:00:00.005Z");
     }
 
     #[test]
