@@ -35,7 +35,7 @@ use crate::config::Config;
 use crate::config::value;
 use crate::failure::{Failure, exit_code, report};
 use crate::http::{HealthState, Milestone};
-use crate::metrics::{Metrics, Queue};
+use crate::metrics::{Metrics, Queue, STAGES};
 use crate::source::file::{FileConfig, FileReader};
 use crate::source::kafka::KafkaReader;
 use crate::source::{Assigned, NoReader, Reader, SourceConfig, SourceMetrics};
@@ -262,6 +262,7 @@ impl AllMetrics {
             },
             dedup: self.dedup.clone(),
             correlate: self.correlate.clone(),
+            batches: STAGES.map(|stage| m.batch_size(stage)),
         }
     }
 }
@@ -429,7 +430,7 @@ fn work(worker: &mut Worker, common: &Common) -> anyhow::Result<()> {
     common.health.reached(Milestone::SourcesAssigned);
     let (metrics, health) = (common.metrics.metrics.clone(), common.health.clone());
     let mut driver = Driver::new(
-        built.commits,
+        built.commits.clone(),
         Output { to: writer, observer: common.observer.clone() },
         common.every,
         built.alerts_committed.clone(),
@@ -442,9 +443,12 @@ fn work(worker: &mut Worker, common: &Common) -> anyhow::Result<()> {
     );
     let heartbeat = common.health.heartbeat(index % common.workers);
     let lag = common.metrics.metrics.watermark_lag(index);
+    let waiting = common.metrics.metrics.queue_depth(index, Queue::Sink);
+    let commits = built.commits.clone();
     loop {
         worker.step_or_park(Some(driver.wait()));
         heartbeat.beat();
+        waiting.set(commits.borrow_mut().committer().pending() as i64);
         if let Some(seconds) = watermark_lag(&built.scored) {
             lag.set(seconds);
         }

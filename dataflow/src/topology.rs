@@ -12,14 +12,16 @@ use logster_operators::score::Scorer;
 use logster_operators::window::{
     BacklogEntry, BacklogReport, Credit, WindowConfig, WindowLinks, WindowMetrics, window,
 };
-use timely::dataflow::operators::Probe;
+use prometheus::Histogram;
 use timely::dataflow::operators::vec::Map;
+use timely::dataflow::operators::{Inspect, Probe};
 use timely::dataflow::{ProbeHandle, Scope};
 use timely::scheduling::SyncActivator;
 
 use crate::checkpoint::Restored;
 use crate::commit::shell::{CommitLinks, OfShard, commit_alerts, commit_results, links};
 use crate::commit::{BacklogChange, BacklogLog, Committer, EPOCH_MS};
+use crate::metrics::STAGES;
 use crate::source::{Assigned, Reader, SourceConfig, SourceLinks, SourceMetrics, source};
 
 /// Settings of every operator.
@@ -56,6 +58,8 @@ pub struct TopologyMetrics {
     pub dedup: DedupMetrics,
     /// Correlation.
     pub correlate: CorrelateMetrics,
+    /// Records that each of [`crate::metrics::STAGES`] hands on in one go.
+    pub batches: [Histogram; STAGES.len()],
 }
 
 /// What the worker's loop holds of its dataflow.
@@ -123,15 +127,29 @@ pub fn build<'scope, R: Reader + 'static>(
         metrics: metrics.window,
     };
 
+    let [normalized, closed, judged, changed, raised_batches] =
+        metrics.batches.map(|histogram| move |records: usize| histogram.observe(records as f64));
+
     let raw = source(scope, assigned, reader, config.source.clone(), source_links);
-    let windows = window::<PaneGraph>(raw.observations, config.window, shards, window_links);
+    let windows = window::<PaneGraph>(
+        raw.observations.inspect_batch(move |_, b| normalized(b.len())),
+        config.window,
+        shards,
+        window_links,
+    );
+    let windows = windows.inspect_batch(move |_, b| closed(b.len()));
     let results = infer(windows, config.infer.clone(), scorer, credit, metrics.infer).probe_with(&scored);
+    let results = results.inspect_batch(move |_, b| judged(b.len()));
     let alerts = dedup(results.clone(), raw.transitions, config.dedup, restored.dedup(), metrics.dedup);
     let verdicts = results.map(move |r| OfShard { shard: r.endpoint().shard(shards), record: r.to_output() });
-    let changes = alerts.changes.map(move |c| OfShard { shard: c.endpoint().shard(shards), record: c });
+    let changes = alerts
+        .changes
+        .inspect_batch(move |_, b| changed(b.len()))
+        .map(move |c| OfShard { shard: c.endpoint().shard(shards), record: c });
     let committed = commit_results(raw.published, verdicts, changes, commits.clone());
     committed.needed.probe_with(&needed);
     let raised = correlate(committed.released, config.correlate, restored.correlation(), metrics.correlate);
+    let raised = raised.inspect_batch(move |_, b| raised_batches(b.len()));
     commit_alerts(raised, commits.clone()).probe_with(&alerts_committed);
 
     Built { commits, floors, alerts_committed, scored }
