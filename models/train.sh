@@ -2,7 +2,7 @@
 # Exports the corpus' windows, trains both models, writes packages and report. Interrupted, it goes on where it stopped.
 #
 #   LOGSTER_CORPUS  folder with windows/ and linux/ (default ../shared/corpus)
-#   MODEL_VERSION   version of the packages (default 4; count on when data or recipe change: ids of results hold it)
+#   MODEL_VERSION   version of the packages (default 5; count on when data or recipe change: ids of results hold it)
 #   MODEL_SEEDS     seeds per model (default 5)
 #   MODEL_GAT       platforms whose package holds a trained GAT beside the linear head (default "windows":
 #                   on Linux it has not been evaluated yet)
@@ -52,6 +52,6 @@ for platform in windows linux; do
     [[ " ${MODEL_GAT:-windows} " == *" $platform "* ]] && gat=()
     nice "$python" -m trainer.train --platform "$platform" --windows "$windows" \
         --labels "$corpus/$platform/labels.json" --work "$work/$platform" --package "packages/$platform" \
-        --version "${MODEL_VERSION:-4}" --seeds "${MODEL_SEEDS:-5}" --threads "$threads" "${gat[@]}"
+        --version "${MODEL_VERSION:-5}" --seeds "${MODEL_SEEDS:-5}" --threads "$threads" "${gat[@]}"
 done
 "$python" -m trainer.report --work "$work" --out reports
