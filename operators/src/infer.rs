@@ -25,6 +25,7 @@ use timely::dataflow::StreamVec;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::Operator;
 
+use crate::features::linux::is_idle;
 use crate::graph::{PaneGraph, WindowGraph};
 use crate::score::{GraphScore, Job, Scorer};
 use crate::window::{ClosedWindow, Credit, Pane};
@@ -82,7 +83,7 @@ fn ask(config: &InferConfig, platform: Platform, graph: &WindowGraph) -> Asked {
     }
     if platform == Platform::Linux
         && let Some(idle) = &config.idle_allowlist
-        && graph.process_names().iter().all(|name| idle.contains(*name))
+        && is_idle(graph, |name| idle.contains(name))
     {
         return Asked::Answered(Verdict::Idle);
     }

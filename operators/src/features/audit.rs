@@ -79,27 +79,28 @@ impl<'a> Iterator for Pairs<'a> {
     type Item = (&'a str, &'a str);
 
     fn next(&mut self) -> Option<Self::Item> {
+        let bytes = self.rest.as_bytes();
+        let mut start = 0;
         loop {
-            let rest = self.rest.trim_start_matches([' ', '\x1d', ',']);
-            let bytes = rest.as_bytes();
-            let end = bytes.iter().position(|b| matches!(b, b'=' | b' ' | b'\x1d'))?;
-            if bytes[end] != b'=' {
-                self.rest = &rest[end..];
+            start += bytes[start..].iter().position(|b| !matches!(b, b' ' | b'\x1d' | b','))?;
+            let equals = start + bytes[start..].iter().position(|b| matches!(b, b'=' | b' ' | b'\x1d'))?;
+            let value = equals + 1;
+            if bytes[equals] != b'=' {
+                start = equals;
                 continue;
             }
-            let (key, value) = (&rest[..end], &rest[end + 1..]);
-            if key == "msg" && value.starts_with('\'') {
-                self.rest = &value[1..];
+            if bytes.get(value) == Some(&b'\'') && &bytes[start..equals] == b"msg" {
+                start = value + 1;
                 continue;
             }
-            let bytes = value.as_bytes();
-            let end = if bytes.first() == Some(&b'"') {
-                memchr::memchr(b'"', &bytes[1..]).map_or(bytes.len(), |i| i + 2)
+            let end = if bytes.get(value) == Some(&b'"') {
+                memchr::memchr(b'"', &bytes[value + 1..]).map_or(bytes.len(), |i| value + i + 2)
             } else {
-                memchr::memchr2(b' ', b'\x1d', bytes).unwrap_or(bytes.len())
+                memchr::memchr2(b' ', b'\x1d', &bytes[value..]).map_or(bytes.len(), |i| value + i)
             };
-            self.rest = &value[end..];
-            return Some((key, value[..end].trim_end_matches('\'')));
+            let pair = (&self.rest[start..equals], self.rest[value..end].trim_end_matches('\''));
+            self.rest = &self.rest[end..];
+            return Some(pair);
         }
     }
 }
@@ -135,8 +136,9 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 /// A relative name without an absolute `cwd` stays as it is.
 pub fn absolute<'a>(cwd: Option<&str>, name: Cow<'a, str>) -> Cow<'a, str> {
     let relative = !name.starts_with('/');
-    let clean = |p: &str| !p.contains("//") && !p.contains("/.") && (p.len() == 1 || !p.ends_with('/'));
-    if !relative && clean(&name) {
+    // `//`, `/./`, `/../` or a slash at the end; a hidden name takes the long way too.
+    let clean = |p: &[u8]| p.len() == 1 || !p.ends_with(b"/") && !p.windows(2).any(|w| w == b"//" || w == b"/.");
+    if !relative && clean(name.as_bytes()) {
         return name;
     }
     let base = match cwd.filter(|cwd| cwd.starts_with('/')) {
@@ -730,17 +732,11 @@ pub fn open_op(writes: bool, creates: bool) -> FileOp {
 }
 
 fn read_path(text_of_record: &str) -> Option<PathItem<'_>> {
-    let (mut name, mut kind) = (None, "");
-    for (key, value) in Pairs::of(text_of_record) {
-        match key {
-            "name" => name = Some(text(value)?),
-            "nametype" | "objtype" => {
-                kind = value;
-                break;
-            }
-            _ => {}
-        }
-    }
+    let name = Pairs::of(text_of_record).find(|(key, _)| *key == "name").and_then(|(_, value)| text(value));
+    // Eight pairs on. The name cannot hold this: with a blank in it, it would be hexadecimal.
+    let after = |key: &str| memchr::memmem::find(text_of_record.as_bytes(), key.as_bytes()).map(|at| at + key.len());
+    let kind = after(" nametype=").or_else(|| after(" objtype=")).map_or("", |at| &text_of_record[at..]);
+    let kind = kind.split([' ', '\x1d']).next().unwrap_or_default();
     let item = PathItem { name: name?, created: kind == "CREATE", deleted: kind == "DELETE" };
     (kind != "PARENT" && !item.name.is_empty()).then_some(item)
 }

@@ -259,8 +259,8 @@ impl<'a> Fact<'a> {
                     others: Vec::new(),
                     source: None,
                     mode: None,
-                    truncates: has("O_TRUNC"),
-                    appends: has("O_APPEND"),
+                    truncates: op != FileOp::Read && has("O_TRUNC"),
+                    appends: op != FileOp::Read && has("O_APPEND"),
                     errno: 0,
                 })
             }
