@@ -268,12 +268,15 @@ impl Framing {
 
 fn envelope(line: &[u8]) -> Result<Envelope<'_>, Refused> {
     let (mut topic, mut value, mut ts, mut key) = (None, None, None, None);
-    let whole = members(line, |name, token| match name {
-        b"topic" => topic = Some(token),
-        b"value" => value = Some(token),
-        b"ts" => ts = Some(token),
-        b"key" => key = Some(token),
-        _ => {}
+    let whole = members(line, |name, token| {
+        match name {
+            b"topic" => topic = Some(token),
+            b"value" => value = Some(token),
+            b"ts" => ts = Some(token),
+            b"key" => key = Some(token),
+            _ => {}
+        }
+        true
     });
     let topic = topic.and_then(string).unwrap_or_default();
     let refused = |reason, detail: String| Refused { reason, detail, topic: topic.clone().into_owned() };
@@ -301,18 +304,21 @@ fn envelope(line: &[u8]) -> Result<Envelope<'_>, Refused> {
 
 /// The time a message says it was recorded at: `@timestamp`, else `timestamp` (ISO 8601, or seconds since 1970).
 pub fn value_time(value: &[u8]) -> Option<TimeMs> {
-    let (mut at, mut plain) = (None, None);
-    // A message that is cut short further on still says its time first.
-    let _ = members(value, |name, token| match name {
-        b"@timestamp" => at = Some(token),
-        b"timestamp" => plain = Some(token),
-        _ => {}
-    });
     let read = |token| match string(token) {
         Some(text) => time::parse(&text).or_else(|| time::from_epoch(text.trim().parse().ok()?)),
         None => time::from_epoch(number(token)?),
     };
-    at.and_then(read).or_else(|| plain.and_then(read))
+    let (mut at, mut plain) = (None, None);
+    // A message that is cut short further on still says its time first.
+    let _ = members(value, |name, token| {
+        match name {
+            b"@timestamp" => at = read(token),
+            b"timestamp" => plain = read(token),
+            _ => {}
+        }
+        at.is_none() // mostly the first member: the rest need not be looked at
+    });
+    at.or(plain)
 }
 
 fn in_range(ms: f64) -> Option<TimeMs> {
@@ -337,11 +343,12 @@ fn string(token: &[u8]) -> Option<Cow<'_, str>> {
     serde_json::from_slice(token).ok().map(Cow::Owned)
 }
 
-/// Calls `f(name, token)` for each member of the object that `json` is; names are raw, without quotes.
+/// Calls `f(name, token)` for each member of the object that `json` is, until it returns false; names are raw,
+/// without quotes.
 ///
 /// Not a validator: tokens are found by quotes and brackets only. `None` if this is no object, does not end,
 /// or is followed by anything but white space.
-fn members<'a>(json: &'a [u8], mut f: impl FnMut(&'a [u8], &'a [u8])) -> Option<()> {
+fn members<'a>(json: &'a [u8], mut f: impl FnMut(&'a [u8], &'a [u8]) -> bool) -> Option<()> {
     let mut at = skip_space(json, 0);
     if json.get(at) != Some(&b'{') {
         return None;
@@ -357,7 +364,9 @@ fn members<'a>(json: &'a [u8], mut f: impl FnMut(&'a [u8], &'a [u8])) -> Option<
             }
             at = skip_space(json, at + 1);
             let value_end = token_end(json, at)?;
-            f(name, &json[at..value_end]);
+            if !f(name, &json[at..value_end]) {
+                return Some(());
+            }
             at = skip_space(json, value_end);
             match json.get(at)? {
                 b',' => at = skip_space(json, at + 1),
