@@ -143,9 +143,6 @@ impl Tenants {
                 entry.links.remove(&to);
             }
         }
-        // Ends before beginnings, whatever the ids.
-        let mut incidents: Vec<_> = incidents.into_iter().collect();
-        incidents.sort_by_key(|(_, diff)| *diff);
         for ((node, id), diff) in incidents {
             let Some(entry) = self.alerts.get_mut(&node).filter(|_| diff != 0 && !gone.contains(&node)) else {
                 continue;
