@@ -50,8 +50,9 @@ test: setup lint ## Set up, lint, then run every test, against real Kafka broker
 	cargo test $(cargo_flags)
 
 .PHONY: bench
-bench: setup ## Run the benchmarks
-	cargo bench --locked --workspace --benches
+bench: setup ## Measure each stage on real captures, beside the peers, in one run
+	cargo build --release --locked
+	deploy/bench.sh
 
 .PHONY: train
 train: ## Train and export the model packages (models/train.sh)

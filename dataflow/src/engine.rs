@@ -29,7 +29,7 @@ use timely::scheduling::SyncActivator;
 use timely::worker::Worker;
 
 use crate::checkpoint::Restored;
-use crate::cluster::{ClusterConfig, connect, exit_on_panic};
+use crate::cluster::{ClusterConfig, EXIT_SUPERSEDED, connect, exit_on_panic, leave};
 use crate::commit::shell::Driver;
 use crate::config::Config;
 use crate::config::value;
@@ -152,6 +152,7 @@ pub fn topology_config(config: &Config, models: &Models, checkpointing: bool) ->
                 .inference
                 .use_idle_allowlist
                 .then(|| Arc::new(config.inference.idle_allowlist.iter().cloned().collect())),
+            attack_from: config.alerts.min_threshold,
             model_versions: models.versions(),
         },
         dedup: DedupConfig {
@@ -349,24 +350,24 @@ pub fn run(
         metrics: metrics.clone(),
         health: health.clone(),
     });
+    let alone = plan.cluster.is_none() && plan.workers == 1;
+    if !alone {
+        // A worker that panics would leave the others waiting for ever.
+        exit_on_panic();
+    }
     let (builders, others, watch) = match &plan.cluster {
-        Some(cluster) => {
-            exit_on_panic();
-            connect(cluster)?
-        }
+        Some(cluster) => connect(cluster)?,
         None => {
             let local = timely::CommunicationConfig::Process(plan.workers);
             let (builders, others) = local.try_build().map_err(Failure::new)?;
             (builders, others, None)
         }
     };
-    let alone = plan.cluster.is_none() && plan.workers == 1;
     let work = move |worker: &mut Worker| {
         let ended = work(worker, &common);
         if let (Err(error), false) = (&ended, alone) {
             // The other workers wait for this one, and would for ever.
-            eprint!("{}", report(error));
-            std::process::exit(exit_code(error).into());
+            leave(report(error).trim_start_matches("error: ").trim_end().to_owned(), exit_code(error).into());
         }
         ended
     };
@@ -479,6 +480,7 @@ fn superseded(common: &Common, error: WriterError) -> anyhow::Error {
     let owner = job.generation().ok().flatten().map_or("unknown".to_owned(), |g| g.generation.to_string());
     Failure::new(format!("another run of job \"{}\" took over (generation {owner}); this one stays down", job.job))
         .because(error)
+        .code(EXIT_SUPERSEDED as u8)
         .remedy("two runs of one job must not be started; give a second deployment its own checkpoint.job")
         .into()
 }

@@ -22,18 +22,18 @@ pub struct Failure {
     place: Option<String>,
     remedy: Option<String>,
     source: Option<Box<dyn Error + Send + Sync>>,
-    usage: bool,
+    code: u8,
 }
 
 impl Failure {
     /// A failure of the run: exit code 1.
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), place: None, remedy: None, source: None, usage: false }
+        Self { what: what.into(), place: None, remedy: None, source: None, code: 1 }
     }
 
     /// A mistake in the command line or the configuration: exit code 2.
     pub fn usage(what: impl Into<String>) -> Self {
-        Self { usage: true, ..Self::new(what) }
+        Self { code: 2, ..Self::new(what) }
     }
 
     /// Where: a file, a setting, a topic, an address.
@@ -47,6 +47,13 @@ impl Failure {
     #[must_use]
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = Some(remedy.into());
+        self
+    }
+
+    /// Another exit code than 1.
+    #[must_use]
+    pub fn code(mut self, code: u8) -> Self {
+        self.code = code;
         self
     }
 
@@ -91,11 +98,12 @@ pub fn report(error: &anyhow::Error) -> String {
     text
 }
 
-/// 2 for a mistake in usage or configuration, 1 for everything else.
+/// 2 for a mistake in usage or configuration, what a [`Failure`] says, 1 for everything else.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    let usage =
-        error.chain().any(|e| e.is::<Problems>() || e.downcast_ref::<Failure>().is_some_and(|failure| failure.usage));
-    if usage { 2 } else { 1 }
+    if error.chain().any(|e| e.is::<Problems>()) {
+        return 2;
+    }
+    error.chain().find_map(|e| e.downcast_ref::<Failure>()).map_or(1, |failure| failure.code)
 }
 
 #[cfg(test)]

@@ -46,6 +46,9 @@ impl Pane for PaneGraph {
 pub struct InferConfig {
     /// Linux process names that are idle daemons (`inference.idle_allowlist`); `None`: always ask the model.
     pub idle_allowlist: Option<Arc<FxHashSet<String>>>,
+    /// From here on a window's verdict is `attack` (`alerts.min_threshold`): calibration makes this score mean few
+    /// false alerts, and what lies below it raises none.
+    pub attack_from: f64,
     /// Name and version of each platform's model.
     pub model_versions: BTreeMap<Platform, String>,
 }
@@ -140,7 +143,7 @@ fn result(config: &InferConfig, pending: &Pending, verdict: Verdict) -> Inferenc
         Verdict::Scored(score) => {
             r.attack_prob = score.attack_prob;
             r.confidence = score.attack_prob.max(1.0 - score.attack_prob);
-            if score.attack_prob >= 0.5 {
+            if score.attack_prob >= config.attack_from {
                 r.prediction = Prediction::Attack;
                 explain(&mut r, graph, &score);
             }

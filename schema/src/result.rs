@@ -11,9 +11,9 @@ use crate::{Endpoint, OutputRecord, OutputTopic, Platform, TimeMs};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Prediction {
-    /// `attack_prob` below 0.5, or the Linux idle allow-list.
+    /// `attack_prob` below `alerts.min_threshold`, or the Linux idle allow-list.
     Benign,
-    /// `attack_prob` of 0.5 and above.
+    /// `attack_prob` of `alerts.min_threshold` and above.
     Attack,
     /// Not scored: the graph has fewer than two nodes. See `reason`.
     Error,
@@ -92,7 +92,7 @@ pub struct InferenceResult {
     pub prediction: Prediction,
     /// Calibrated probability of an attack, 0 to 1. 0 where not scored.
     pub attack_prob: f64,
-    /// Probability of the verdict given, 0 to 1. 0 for `error`.
+    /// Probability of the likelier class, 0 to 1. 0 for `error`.
     pub confidence: f64,
     /// Events of the window, sampled ones included.
     pub num_events: u64,
