@@ -118,6 +118,8 @@ pub struct Committer {
     images: BTreeMap<u32, ShardCheckpoint>,
     tenants: BTreeMap<u32, TenantCheckpoint>,
     outbox: BTreeMap<u64, Vec<(u32, AlertChange)>>,
+    /// Latest time seen of anything: where a completed input ends.
+    latest: u64,
     /// All workers' alerts below this are committed: prunes the outbox.
     alerts_everywhere: u64,
     states: BacklogLog,
@@ -149,6 +151,7 @@ impl Committer {
             images,
             tenants,
             outbox: BTreeMap::new(),
+            latest: 0,
             alerts_everywhere: 0,
             states,
         }
@@ -172,21 +175,25 @@ impl Committer {
 
     /// A result of one of this worker's shards.
     pub fn result(&mut self, time: u64, shard: u32, record: OutputRecord) {
+        self.latest = self.latest.max(time);
         self.results.entry(time).or_default().push((shard, record));
     }
 
     /// An alert update of one of this worker's shards.
     pub fn update(&mut self, time: u64, shard: u32, update: AlertChange) {
+        self.latest = self.latest.max(time);
         self.updates.entry(time).or_default().push((shard, update));
     }
 
     /// A change of an alert of one of this worker's tenants.
     pub fn alert(&mut self, time: u64, change: TenantChange) {
+        self.latest = self.latest.max(time);
         self.alerts.entry(time).or_default().push(change);
     }
 
     /// Results and updates below this are all here.
     pub fn advance_results(&mut self, frontier: Frontier) {
+        self.latest = self.latest.max(frontier.unwrap_or(0));
         self.results_frontier = frontier;
     }
 
@@ -274,7 +281,9 @@ impl Committer {
         dirty.extend(std::mem::replace(&mut self.outbox, kept).into_values().flatten().map(|(shard, _)| shard));
 
         if self.checkpointing {
-            let frontier = |f: Frontier| f.map_or(TimeMs::MAX / 2, |f| f as TimeMs);
+            // A completed input ends above all that was seen: a later run goes on from there.
+            let end = boundary(self.latest) + EPOCH_MS;
+            let frontier = |f: Frontier| f.unwrap_or(end) as TimeMs;
             for shard in dirty {
                 let image = self.images.entry(shard).or_default();
                 image.frontier = frontier(results_to);
@@ -409,7 +418,7 @@ mod tests {
         let shard: ShardCheckpoint = checkpoint::decode("", epoch.checkpoints[0].value.as_ref().unwrap()).unwrap();
         assert_eq!(shard.outbox.len(), 0);
         let tenant: TenantCheckpoint = checkpoint::decode("", epoch.checkpoints[1].value.as_ref().unwrap()).unwrap();
-        assert_eq!((tenant.frontier, tenant.alerts.len()), (TimeMs::MAX / 2, 0));
+        assert_eq!((tenant.frontier, tenant.alerts.len()), (750, 0), "above the latest time seen, 700");
         assert!(!c.is_done());
         c.on_committed(2).unwrap();
         assert!(c.is_done());

@@ -218,6 +218,29 @@ fn killed_again_and_again_nothing_is_lost_or_doubled() {
     assert_same("after kills", &undisturbed, &topics(&KafkaConfig::plain(brokers)));
 }
 
+/// `--until-end` ends an input, not the job: what is produced later is judged by a later run.
+#[test]
+fn a_second_run_goes_on_where_the_first_ended() {
+    let first = captures().remove(0);
+    let demo = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/demo/fleet.ndjson.zst"));
+    if first == demo {
+        eprintln!("needs a capture older than the demo's: skipped without the corpus");
+        return;
+    }
+    let cluster = Cluster::start();
+    let brokers = cluster.brokers();
+    prepare(brokers, &first);
+    succeed(kafka_run(brokers, 2));
+    let results = |outputs: &Outputs| outputs.get(&OutputTopic::Results).map_or(0, BTreeMap::len);
+    let before = topics(&KafkaConfig::plain(brokers));
+    assert!(results(&before) > 0);
+    succeed(logster(&["produce", "--kafka", brokers, "--input", demo.to_str().unwrap()]));
+    succeed(kafka_run(brokers, 1));
+    let after = topics(&KafkaConfig::plain(brokers));
+    assert_eq!(results(&after), results(&before) + 9, "the demo's nine hosts have results now");
+    assert!(after[&OutputTopic::Alerts].keys().any(|key| key.starts_with("default:fin-ws-014")));
+}
+
 fn prepare(brokers: &str, input: &Path) {
     succeed(logster(&["topics", "create", "--kafka", brokers, "--set", "input.arrival=create"]));
     succeed(logster(&["produce", "--kafka", brokers, "--input", input.to_str().unwrap()]));
