@@ -134,6 +134,13 @@ impl Committer {
         tenants: BTreeMap<u32, TenantCheckpoint>,
         states: BacklogLog,
     ) -> Self {
+        // What the tenants had not committed when the run before ended is theirs to take again.
+        let mut outbox: BTreeMap<u64, Vec<(u32, AlertChange)>> = BTreeMap::new();
+        for (shard, image) in &images {
+            for (time, change) in &image.outbox {
+                outbox.entry(*time).or_default().push((*shard, change.clone()));
+            }
+        }
         Self {
             shards,
             checkpointing,
@@ -150,7 +157,7 @@ impl Committer {
             next_id: 1,
             images,
             tenants,
-            outbox: BTreeMap::new(),
+            outbox,
             latest: 0,
             alerts_everywhere: 0,
             states,
@@ -160,6 +167,14 @@ impl Committer {
     /// Number of shards.
     pub fn shards(&self) -> u32 {
         self.shards
+    }
+
+    /// Alert changes that the tenants have not committed, by time: a new run releases them again.
+    pub fn outbox(&self) -> Vec<(u64, AlertChange)> {
+        let changes = |(time, changes): (&u64, &Vec<(u32, AlertChange)>)| {
+            changes.iter().map(|(_, change)| (*time, change.clone())).collect::<Vec<_>>()
+        };
+        self.outbox.iter().flat_map(changes).collect()
     }
 
     /// A normalized event or dead letter: written by offset, without waiting for the watermark.
@@ -422,6 +437,24 @@ mod tests {
         assert!(!c.is_done());
         c.on_committed(2).unwrap();
         assert!(c.is_done());
+    }
+
+    #[test]
+    fn a_restored_outbox_is_released_again_and_kept_until_the_tenants_have_it() {
+        let image = ShardCheckpoint { frontier: 500, outbox: vec![(100, forgotten("a"))], ..Default::default() };
+        let mut c = Committer::new(4, true, BTreeMap::from([(1, image)]), BTreeMap::new(), Rc::default());
+        assert_eq!(c.outbox(), [(100, forgotten("a"))]);
+        c.result(600, 1, record(600));
+        c.advance_results(Some(1_000));
+        let outbox_of = |epoch: &Epoch| {
+            let shard: ShardCheckpoint = checkpoint::decode("", epoch.checkpoints[0].value.as_ref().unwrap()).unwrap();
+            shard.outbox.len()
+        };
+        assert_eq!(outbox_of(&c.next_epoch().unwrap()), 1);
+        c.on_committed(1).unwrap();
+        c.alerts_committed_everywhere(101);
+        c.advance_results(Some(1_250));
+        assert_eq!(outbox_of(&c.next_epoch().unwrap()), 0);
     }
 
     #[test]

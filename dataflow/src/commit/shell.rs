@@ -46,11 +46,11 @@ pub struct CommitState {
 /// Handle to [`CommitState`].
 pub type CommitLinks = Rc<RefCell<CommitState>>;
 
-/// Nothing committed yet in this run.
+/// Nothing committed yet in this run; what the run before had committed of results and not of alerts is released.
 pub fn links(committer: Committer) -> CommitLinks {
     Rc::new(RefCell::new(CommitState {
+        released: committer.outbox(),
         committer,
-        released: Vec::new(),
         results: Some(0),
         alerts: Some(0),
         needed: Some(0),
