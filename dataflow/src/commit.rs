@@ -100,7 +100,6 @@ struct InFlight {
 
 /// The pure core: what is pending, what an epoch takes of it, what a commit releases.
 pub struct Committer {
-    shards: u32,
     checkpointing: bool,
     published: Vec<OutputRecord>,
     progress: BTreeMap<(String, i32), PartitionCheckpoint>,
@@ -128,7 +127,6 @@ pub struct Committer {
 impl Committer {
     /// Nothing pending. `images` and `tenants` are the committed state of this worker's shards.
     pub fn new(
-        shards: u32,
         checkpointing: bool,
         images: BTreeMap<u32, ShardCheckpoint>,
         tenants: BTreeMap<u32, TenantCheckpoint>,
@@ -142,7 +140,6 @@ impl Committer {
             }
         }
         Self {
-            shards,
             checkpointing,
             published: Vec::new(),
             progress: BTreeMap::new(),
@@ -162,11 +159,6 @@ impl Committer {
             alerts_everywhere: 0,
             states,
         }
-    }
-
-    /// Number of shards.
-    pub fn shards(&self) -> u32 {
-        self.shards
     }
 
     /// Alert changes that the tenants have not committed, by time: a new run releases them again.
@@ -406,7 +398,7 @@ mod tests {
 
     #[test]
     fn an_epoch_takes_what_is_complete_and_releases_after_the_commit() {
-        let mut c = Committer::new(4, true, BTreeMap::new(), BTreeMap::new(), Rc::default());
+        let mut c = Committer::new(true, BTreeMap::new(), BTreeMap::new(), Rc::default());
         assert!(c.next_epoch().is_none(), "nothing to write");
         c.result(100, 1, record(100));
         c.result(600, 1, record(600));
@@ -442,7 +434,7 @@ mod tests {
     #[test]
     fn a_restored_outbox_is_released_again_and_kept_until_the_tenants_have_it() {
         let image = ShardCheckpoint { frontier: 500, outbox: vec![(100, forgotten("a"))], ..Default::default() };
-        let mut c = Committer::new(4, true, BTreeMap::from([(1, image)]), BTreeMap::new(), Rc::default());
+        let mut c = Committer::new(true, BTreeMap::from([(1, image)]), BTreeMap::new(), Rc::default());
         assert_eq!(c.outbox(), [(100, forgotten("a"))]);
         c.result(600, 1, record(600));
         c.advance_results(Some(1_000));
@@ -459,7 +451,7 @@ mod tests {
 
     #[test]
     fn publishing_does_not_wait_for_the_watermark() {
-        let mut c = Committer::new(4, true, BTreeMap::new(), BTreeMap::new(), Rc::default());
+        let mut c = Committer::new(true, BTreeMap::new(), BTreeMap::new(), Rc::default());
         let replay = checkpoint::ReplayPoint { offset: 0, arrival_ms: 0 };
         let checkpoint = PartitionCheckpoint { next: 5, arrival_ms: 9, replay, exceptions: vec![] };
         c.publish(record(1));

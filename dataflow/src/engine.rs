@@ -29,7 +29,7 @@ use timely::scheduling::SyncActivator;
 use timely::worker::Worker;
 
 use crate::checkpoint::Restored;
-use crate::cluster::{ClusterConfig, EXIT_SUPERSEDED, connect, exit_on_panic, leave};
+use crate::cluster::{ClusterConfig, EXIT_SUPERSEDED, connect, exit_on_panic, leave, watch_workers};
 use crate::commit::shell::Driver;
 use crate::config::Config;
 use crate::config::value;
@@ -373,7 +373,15 @@ pub fn run(
     };
     let guards = timely::execute::execute_from(builders, others, timely::WorkerConfig::default(), work)
         .map_err(|what| Failure::new(format!("the workers could not be started: {what}")))?;
-    for result in guards.join() {
+    let over = Arc::new(AtomicBool::new(false));
+    watch_workers({
+        let (over, health) = (over.clone(), health.clone());
+        // A start may wait long for a broker; what is watched is the work.
+        move || (!over.load(Ordering::Relaxed)).then(|| if health.has_begun() { health.not_live() } else { vec![] })
+    })?;
+    let ended = guards.join();
+    over.store(true, Ordering::Relaxed);
+    for result in ended {
         result.map_err(|panic| Failure::new(format!("a worker panicked: {panic}")))??;
     }
     if let Some(watch) = watch {
@@ -394,7 +402,7 @@ fn work(worker: &mut Worker, common: &Common) -> anyhow::Result<()> {
             (files.assign(index, peers), Restored::default(), sink, None)
         }
         Edges::Kafka(job) => {
-            let Taken { writer, restored, assigned, ends, .. } = startup::take_over(worker, job)?;
+            let Taken { writer, restored, assigned, ends } = startup::take_over(worker, job)?;
             (assigned, restored, Box::new(writer), ends)
         }
     };

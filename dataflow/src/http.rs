@@ -98,6 +98,11 @@ impl HealthState {
         self.0.reached[milestone as usize].store(true, Ordering::Relaxed);
     }
 
+    /// Every worker has moved once: from here on none waits for anybody.
+    pub fn has_begun(&self) -> bool {
+        self.0.beats.iter().all(|beat| beat.load(Ordering::Relaxed) > 0)
+    }
+
     /// Why this process is not alive; empty when it is.
     pub fn not_live(&self) -> Vec<String> {
         let now = self.0.now_ms();

@@ -69,8 +69,6 @@ pub struct Taken {
     pub assigned: Vec<Assigned>,
     /// Their ends, with `until_end`.
     pub ends: Option<Vec<i64>>,
-    /// This run's number.
-    pub generation: u64,
 }
 
 /// A transactional writer whose checkpoint keys are this job's.
@@ -238,7 +236,7 @@ pub fn take_over(worker: &mut Worker, config: &JobConfig) -> anyhow::Result<Take
         "took the job over"
     );
     let ends = config.until_end.then_some(ends);
-    Ok(Taken { writer, restored, assigned, ends, generation: shared.generation })
+    Ok(Taken { writer, restored, assigned, ends })
 }
 
 /// Refuses a log that does not hold what the checkpoint counts on.

@@ -94,7 +94,6 @@ pub fn build<'scope, R: Reader + 'static>(
     let states: BacklogLog = Rc::new(RefCell::new(VecDeque::new()));
     let credit = Credit::new(config.windows_under_way);
     let commits = links(Committer::new(
-        shards,
         config.checkpointing,
         restored.shards.iter().filter(|(shard, _)| mine(shard)).map(|(shard, c)| (*shard, c.clone())).collect(),
         restored.tenants.iter().filter(|(shard, _)| mine(shard)).map(|(shard, c)| (*shard, c.clone())).collect(),

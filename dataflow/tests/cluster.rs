@@ -59,7 +59,7 @@ fn peer_process() {
     println!("connected");
     let health = HealthState::new(WORKERS, Duration::from_secs(2));
     let looked_at = health.clone();
-    watch_workers(move || looked_at.not_live()).unwrap();
+    watch_workers(move || Some(looked_at.not_live())).unwrap();
     let index = config.index;
     let guards = timely::execute::execute_from(builders, others, timely::WorkerConfig::default(), move |worker| {
         let local = worker.index() % WORKERS;

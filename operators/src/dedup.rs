@@ -190,8 +190,8 @@ pub struct DedupOutput {
     pub refused: Vec<(u64, RefusedTransition)>,
     /// Detections that went into an alert.
     pub merged: u64,
-    /// Detections that opened an alert.
-    pub opened: u64,
+    /// Severities of the alerts that detections opened.
+    pub opened: Vec<Severity>,
 }
 
 /// The order of inputs of the same time.
@@ -349,8 +349,9 @@ impl Dedup {
             // Opened before, and closed since: a repetition must not wipe what the analyst said.
             None if shard.alerts.contains_key(&Alert::id(&result.inference_id)) => return,
             None => {
-                out.opened += 1;
-                open_alert(result, time as TimeMs, severity)
+                let update = open_alert(result, time as TimeMs, severity);
+                out.opened.push(update.alert.severity);
+                update
             }
         };
         touched.entry(number).or_default().insert(update.alert.alert_id.clone());

@@ -614,10 +614,6 @@ impl Credit {
     pub fn new(limit: usize) -> Rc<Self> {
         Rc::new(Self { limit, used: Cell::new(0), waker: RefCell::new(None) })
     }
-    /// Windows on their way.
-    pub fn used(&self) -> usize {
-        self.used.get()
-    }
     /// `n` windows are answered: the closing stage may go on.
     pub fn give_back(&self, n: usize) {
         self.used.set(self.used.get() - n);

@@ -177,7 +177,8 @@ impl TransactionalWriter {
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again))
                     if Instant::now() < deadline =>
                 {
-                    self.producer.poll(Duration::from_millis(5));
+                    self.producer.poll(Duration::ZERO);
+                    std::thread::sleep(Duration::from_millis(1));
                     record = again;
                 }
                 Err((error, _)) if self.is_fenced(&error) => return Err(self.fenced(Some(epoch))),
@@ -217,7 +218,9 @@ impl Sink for TransactionalWriter {
         // Not the client's own flush: it says "all is well" also after a delivery that timed out, and waits 100 ms
         // at a time, which would be the least that an epoch takes. What counts are acknowledgements.
         while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
-            self.producer.poll(Duration::from_millis(1));
+            self.producer.poll(Duration::ZERO);
+            // Not a poll with a time: the binding spins through its last millisecond.
+            std::thread::sleep(Duration::from_micros(500));
         }
         let delivered = std::mem::take(&mut *self.producer.context().state());
         if delivered.acknowledged < produced {

@@ -230,14 +230,15 @@ fn is_pause(error: &io::Error) -> bool {
 
 /// Ends the process (code 3) when `hung` names hung workers in several looks in a row; the peers are told.
 ///
-/// `hung` is what says whether the process counts as alive: [`crate::http::HealthState::not_live`]. One look is not
-/// enough, as after a pause of the whole machine every worker seems to hang until it has run again.
-pub fn watch_workers(hung: impl Fn() -> Vec<String> + Send + 'static) -> io::Result<()> {
+/// `hung` is what says whether the process counts as alive, [`crate::http::HealthState::not_live`], or `None` once
+/// the workers have ended. One look is not enough, as after a pause of the whole machine every worker seems to hang
+/// until it has run again.
+pub fn watch_workers(hung: impl Fn() -> Option<Vec<String>> + Send + 'static) -> io::Result<()> {
     let run = move || {
         let mut looks = 0;
         loop {
             thread::sleep(TICK);
-            let names = hung();
+            let Some(names) = hung() else { return };
             looks = if names.is_empty() { 0 } else { looks + 1 };
             if looks == LOOKS {
                 leave(names.join(", "), EXIT_LOST);

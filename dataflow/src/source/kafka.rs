@@ -11,8 +11,9 @@ use super::{Assigned, Item, Message, Reader, Standing};
 
 /// Fetched ahead by one worker, in bytes.
 const BUFFER_BYTES: usize = 64 << 20;
-/// An idle partition's floor stays this far behind the clock: a record on its way to the broker is not lifted.
-const IDLE_MARGIN_MS: i64 = 2_000;
+/// An idle partition's floor stays this far behind the clock: a record on its way to the broker is not lifted, and
+/// neither are those of a broker whose clock is that much behind. It is part of every alert's latency.
+const IDLE_MARGIN_MS: i64 = 500;
 /// How much an idle floor must gain before it is proposed again.
 const IDLE_STEP_MS: i64 = 200;
 

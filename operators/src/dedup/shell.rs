@@ -26,7 +26,7 @@ pub struct RestoredShard {
 /// Counters of the operator, shared by the workers of a process.
 #[derive(Clone)]
 pub struct DedupMetrics {
-    opened: IntCounter,
+    opened: IntCounterVec,
     merged: IntCounter,
     refused: IntCounterVec,
     held: IntGaugeVec,
@@ -36,7 +36,10 @@ impl DedupMetrics {
     /// Registers the counters.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let metrics = Self {
-            opened: IntCounter::new("logster_alerts_opened_total", "Alerts opened.")?,
+            opened: IntCounterVec::new(
+                Opts::new("logster_alerts_opened_total", "Alerts opened, by the severity they opened with."),
+                &["severity"],
+            )?,
             merged: IntCounter::new("logster_dedup_hits_total", "Detections merged into an open alert.")?,
             refused: IntCounterVec::new(
                 Opts::new("logster_transitions_refused_total", "Analysts' transitions refused, by reason."),
@@ -121,7 +124,9 @@ pub fn dedup<'scope>(
                 });
                 let frontier = frontier.frontier().as_option().copied();
                 let out = core.on_frontier(frontier);
-                metrics.opened.inc_by(out.opened);
+                for severity in &out.opened {
+                    metrics.opened.with_label_values(&[severity.name()]).inc();
+                }
                 metrics.merged.inc_by(out.merged);
                 for (_, refused) in &out.refused {
                     metrics.refused.with_label_values(&[refused.reason.name()]).inc();
