@@ -3,7 +3,7 @@
 //! The normalizer writes it once; panes hold it until they are sealed; the graph builder reads it.
 //! All text lives in one allocation, so an event held costs its text and little more.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use crate::{Endpoint, Lane, Platform, Position, TimeMs};
 
@@ -66,9 +66,24 @@ fields! {
 /// Longest text kept of one field, in bytes; the rest is cut at a character boundary.
 pub const MAX_FIELD_BYTES: usize = 16 * 1024;
 
-/// Fields of one observation: `[field, length as u32 little-endian, text]...`, in one allocation.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fields(#[serde(with = "bytes")] Box<[u8]>);
+/// Fields of one observation: `[field, length, text]...`, in one allocation.
+///
+/// Field and length are ASCII characters, the length three of seven bits each, least first: so the whole is text, and
+/// a field is cut out of it without being validated again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Fields(Box<str>);
+
+/// Characters before each text.
+const HEADER: usize = 4;
+const _: () = assert!(Field::ALL.len() <= 128 && MAX_FIELD_BYTES < 1 << 21);
+
+/// The first field of `rest`, its text, and what follows; `None` if it is cut short or unknown.
+fn first(rest: &str) -> Option<(Field, &str, &str)> {
+    let &[tag, a, b, c] = rest.as_bytes().first_chunk::<HEADER>()?;
+    let field = *Field::ALL.get(tag as usize)?;
+    let end = HEADER + (usize::from(a) | usize::from(b) << 7 | usize::from(c) << 14);
+    Some((field, rest.get(HEADER..end)?, &rest[end..]))
+}
 
 impl Fields {
     /// Starts an empty list.
@@ -83,13 +98,11 @@ impl Fields {
 
     /// All fields in the order they were added.
     pub fn iter(&self) -> impl Iterator<Item = (Field, &str)> {
-        let mut rest = &self.0[..];
+        let mut rest = &*self.0;
         std::iter::from_fn(move || {
-            let (&[tag, a, b, c, d], tail) = rest.split_first_chunk::<5>()?;
-            let (text, tail) = tail.split_at(u32::from_le_bytes([a, b, c, d]) as usize);
+            let (field, text, tail) = first(rest)?;
             rest = tail;
-            let text = std::str::from_utf8(text).expect("fields hold what the builder took as &str");
-            Some((Field::ALL[tag as usize], text))
+            Some((field, text))
         })
     }
 
@@ -99,80 +112,39 @@ impl Fields {
     }
 }
 
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?.into_boxed_str();
+        let mut rest = &*text;
+        while !rest.is_empty() {
+            rest = first(rest).ok_or_else(|| D::Error::custom("fields malformed"))?.2;
+        }
+        Ok(Self(text))
+    }
+}
+
 /// Collects fields; reuse one and call [`FieldsBuilder::finish`] per record.
 #[derive(Default)]
-pub struct FieldsBuilder(Vec<u8>);
+pub struct FieldsBuilder(String);
 
 impl FieldsBuilder {
     /// Adds `text` unless it is empty; cut at [`MAX_FIELD_BYTES`].
     pub fn push(&mut self, field: Field, text: &str) -> &mut Self {
         if !text.is_empty() {
             let text = &text[..text.floor_char_boundary(MAX_FIELD_BYTES)];
-            self.0.push(field as u8);
-            self.0.extend_from_slice(&(text.len() as u32).to_le_bytes());
-            self.0.extend_from_slice(text.as_bytes());
+            let n = text.len();
+            let header = [field as u8, (n & 127) as u8, (n >> 7 & 127) as u8, (n >> 14) as u8];
+            self.0.extend(header.map(char::from));
+            self.0.push_str(text);
         }
         self
     }
 
     /// The list so far; the builder is empty again and keeps its buffer.
     pub fn finish(&mut self) -> Fields {
-        let fields = Fields(self.0.as_slice().into());
+        let fields = Fields(self.0.as_str().into());
         self.0.clear();
         fields
-    }
-}
-
-mod bytes {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(b: &[u8], s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_bytes(b)
-    }
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Box<[u8]>, D::Error> {
-        let bytes = serde_bytes_buf::Buf::deserialize(d)?.0;
-        let mut rest = &bytes[..];
-        while !rest.is_empty() {
-            let Some((&[tag, a, b, c, e], tail)) = rest.split_first_chunk::<5>() else {
-                return Err(D::Error::custom("fields cut short"));
-            };
-            let len = u32::from_le_bytes([a, b, c, e]) as usize;
-            if tag as usize >= super::Field::ALL.len() || len > tail.len() || std::str::from_utf8(&tail[..len]).is_err()
-            {
-                return Err(D::Error::custom("fields malformed"));
-            }
-            rest = &tail[len..];
-        }
-        Ok(bytes.into())
-    }
-    mod serde_bytes_buf {
-        use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
-        pub struct Buf(pub Vec<u8>);
-        impl<'de> Deserialize<'de> for Buf {
-            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                struct V;
-                impl<'de> Visitor<'de> for V {
-                    type Value = Buf;
-                    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                        f.write_str("bytes")
-                    }
-                    fn visit_bytes<E>(self, v: &[u8]) -> Result<Buf, E> {
-                        Ok(Buf(v.to_vec()))
-                    }
-                    fn visit_byte_buf<E>(self, v: Vec<u8>) -> Result<Buf, E> {
-                        Ok(Buf(v))
-                    }
-                    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Buf, A::Error> {
-                        let mut v = Vec::new();
-                        while let Some(b) = seq.next_element()? {
-                            v.push(b);
-                        }
-                        Ok(Buf(v))
-                    }
-                }
-                d.deserialize_byte_buf(V)
-            }
-        }
     }
 }
 
@@ -225,7 +197,10 @@ mod tests {
         assert_eq!(f.get(Field::CommandLine).unwrap().len(), MAX_FIELD_BYTES);
         let back: Fields = serde_json::from_str(&serde_json::to_string(&f).unwrap()).unwrap();
         assert_eq!(back, f);
-        assert!(serde_json::from_str::<Fields>("[255,0,0,0,0]").is_err());
+        for bad in ["\"\u{7f}\0\0\0\"", "\"\0\u{1}\0\0\"", "\"\0\"", "\"\0\u{1}\0\0é\""] {
+            let json = serde_json::to_string(bad.trim_matches('"')).unwrap();
+            assert!(serde_json::from_str::<Fields>(&json).is_err(), "{bad:?}");
+        }
         assert_eq!(b.finish(), Fields::default());
     }
 }
