@@ -8,13 +8,13 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use logster_operators::correlate::{CorrelateConfig, CorrelateMetrics};
 use logster_operators::dedup::{DedupConfig, DedupMetrics};
 use logster_operators::features::FEATURE_VERSION;
-use logster_operators::infer::{InferConfig, InferMetrics};
+use logster_operators::infer::{InferConfig, InferMetrics, infer};
 use logster_operators::normalize::NormalizeConfig;
 use logster_operators::score::{Device, ModelPackage, Runtime, Scorer, ScorerConfig};
 use logster_operators::window::WindowConfig;
@@ -30,7 +30,7 @@ use timely::worker::Worker;
 
 use crate::checkpoint::Restored;
 use crate::cluster::{ClusterConfig, EXIT_SUPERSEDED, connect, exit_on_panic, leave, watch_workers};
-use crate::commit::shell::Driver;
+use crate::commit::shell::{Driver, WriterThread};
 use crate::config::Config;
 use crate::config::value;
 use crate::failure::{Failure, exit_code, report};
@@ -48,6 +48,10 @@ const MAX_AHEAD_MS: i64 = 60_000;
 const BATCH: usize = 1024;
 /// Records waiting to be written above which nothing is polled.
 const MAX_PENDING: usize = 50_000;
+/// How long a run that was fenced waits for the generation of whoever did it: a start takes about a second.
+const SUCCESSOR_WAIT: Duration = Duration::from_secs(4);
+/// How often partitions without new records check in: what a replay needs of them moves on.
+const REFRESH: Duration = Duration::from_secs(5);
 /// Windows of one worker between closing and verdict.
 const WINDOWS_UNDER_WAY: usize = 256;
 
@@ -139,6 +143,7 @@ pub fn topology_config(config: &Config, models: &Models, checkpointing: bool) ->
             max_ahead_ms: MAX_AHEAD_MS,
             replay_ms: width_ms + time.max_skew_ms,
             max_pending: MAX_PENDING,
+            refresh: REFRESH,
         },
         window: WindowConfig {
             width_ms,
@@ -245,7 +250,8 @@ impl AllMetrics {
         Ok(Self { metrics, dedup: DedupMetrics::new(registry)?, correlate: CorrelateMetrics::new(registry)? })
     }
 
-    fn worker(&self, index: usize) -> TopologyMetrics {
+    /// Those of one worker.
+    pub fn worker(&self, index: usize) -> TopologyMetrics {
         let m = &self.metrics;
         TopologyMetrics {
             source: SourceMetrics {
@@ -393,17 +399,18 @@ pub fn run(
 /// One worker, from start to end.
 fn work(worker: &mut Worker, common: &Common) -> anyhow::Result<()> {
     let (index, peers) = (worker.index(), worker.peers());
-    let (assigned, restored, writer, ends): (_, _, Box<dyn Sink>, _) = match &common.edges {
+    let (assigned, restored, writer, ends, generation): (_, _, Box<dyn Sink>, _, _) = match &common.edges {
         Edges::Files(files) => {
             let sink: Box<dyn Sink> = match &common.files {
                 Some(files) => Box::new(files.clone()),
                 None => Box::new(Nowhere),
             };
-            (files.assign(index, peers), Restored::default(), sink, None)
+            (files.assign(index, peers), Restored::default(), sink, None, 0)
         }
         Edges::Kafka(job) => {
-            let Taken { writer, restored, assigned, ends } = startup::take_over(worker, job)?;
-            (assigned, restored, Box::new(writer), ends)
+            let taken = startup::take_over(worker, job.as_ref(), job.shards, &job.semantics)?;
+            let Taken { writer, restored, assigned, ends, generation } = taken;
+            (assigned, restored, Box::new(writer), job.until_end.then_some(ends), generation)
         }
     };
     let failed: Rc<RefCell<Option<anyhow::Error>>> = Rc::default();
@@ -424,6 +431,8 @@ fn work(worker: &mut Worker, common: &Common) -> anyhow::Result<()> {
             Box::new(NoReader)
         })
     };
+    let counters = common.metrics.worker(index);
+    let (asked, answered) = (common.topology.infer.clone(), counters.infer.clone());
     let built = worker.dataflow::<u64, _, _>(|scope| {
         topology::build(
             scope,
@@ -431,8 +440,8 @@ fn work(worker: &mut Worker, common: &Common) -> anyhow::Result<()> {
             &restored,
             assigned,
             open,
-            &common.scorer,
-            common.metrics.worker(index),
+            |windows, credit| infer(windows, asked, &common.scorer, credit, answered),
+            counters,
             Rc::clone(&failed),
         )
     });
@@ -440,7 +449,7 @@ fn work(worker: &mut Worker, common: &Common) -> anyhow::Result<()> {
     let (metrics, health) = (common.metrics.metrics.clone(), common.health.clone());
     let mut driver = Driver::new(
         built.commits.clone(),
-        Output { to: writer, observer: common.observer.clone() },
+        WriterThread::spawn(Output { to: writer, observer: common.observer.clone() }),
         common.every,
         built.alerts_committed.clone(),
         built.floors,
@@ -464,7 +473,7 @@ fn work(worker: &mut Worker, common: &Common) -> anyhow::Result<()> {
         if let Some(error) = failed.borrow_mut().take() {
             return Err(error);
         }
-        let done = driver.poll().map_err(|error| superseded(common, error))?;
+        let done = driver.poll().map_err(|error| fenced(common, generation, error))?;
         if done && built.alerts_committed.done() {
             break;
         }
@@ -479,18 +488,33 @@ fn work(worker: &mut Worker, common: &Common) -> anyhow::Result<()> {
     driver.finish().context("the outputs could not be completed")
 }
 
-/// Says more of a fenced writer: who took over (protocol rule 5).
-fn superseded(common: &Common, error: WriterError) -> anyhow::Error {
+/// Says more of a fenced writer, and whether the run is to stay down: only if another owns the job now (protocol
+/// rule 5). One that fenced this run and died before it had the job leaves nobody else to go on.
+fn fenced(common: &Common, generation: u64, error: WriterError) -> anyhow::Error {
     let Edges::Kafka(job) = &common.edges else { return error.into() };
     if !matches!(error, WriterError::Fenced { .. }) {
         return error.into();
     }
-    let owner = job.generation().ok().flatten().map_or("unknown".to_owned(), |g| g.generation.to_string());
-    Failure::new(format!("another run of job \"{}\" took over (generation {owner}); this one stays down", job.job))
+    // Fencing comes first in a start, its generation a moment later.
+    let until = Instant::now() + SUCCESSOR_WAIT;
+    let owner = loop {
+        match startup::successor(job.as_ref(), generation) {
+            None if Instant::now() < until => std::thread::sleep(Duration::from_millis(250)),
+            owner => break owner,
+        }
+    };
+    match owner {
+        Some(owner) => Failure::new(format!(
+            "another run of job \"{}\" took over (generation {owner}); this one stays down",
+            job.job
+        ))
         .because(error)
         .code(EXIT_SUPERSEDED as u8)
-        .remedy("two runs of one job must not be started; give a second deployment its own checkpoint.job")
-        .into()
+        .remedy("two runs of one job must not be started; give a second deployment its own checkpoint.job"),
+        None => Failure::new(format!("another run began to take job \"{}\" over and has not come to own it", job.job))
+            .because(error),
+    }
+    .into()
 }
 
 /// Seconds from the watermark to now, while there is one.

@@ -176,6 +176,9 @@ pub struct SourceConfig {
     pub replay_ms: i64,
     /// Records waiting to be written above which nothing is polled.
     pub max_pending: usize,
+    /// How often the progress of partitions without new records is published, by the wall clock: no result depends on
+    /// it, only how far back a replay starts.
+    pub refresh: Duration,
 }
 
 /// What the source looks at while it runs.
@@ -360,7 +363,7 @@ pub fn source<'scope, R: Reader + 'static>(
             // Progress and floors.
             let need = links.needed.with_frontier(|f| f.first().map(|f| *f as TimeMs)).unwrap_or(TimeMs::MAX / 2);
             let need = need - config.replay_ms;
-            let refresh = last_progress.elapsed() > Duration::from_secs(5);
+            let refresh = last_progress.elapsed() > config.refresh;
             for (n, slot) in slots.iter_mut().enumerate() {
                 let idle = match reader.standing(n) {
                     Standing::Idle(floor) if !slot.held && !slot.clock.is_replaying() => Some(floor),

@@ -11,6 +11,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -59,16 +60,53 @@ pub struct JobConfig {
     pub until_end: bool,
 }
 
+/// What a start needs of the log that the job lives on: Kafka, or a simulated one in the tests.
+pub trait JobLog {
+    /// Writes as one worker of the job.
+    type Writer: Sink;
+
+    /// Takes the transactional id of a worker: whoever held it before can commit nothing any more.
+    ///
+    /// # Errors
+    /// A broker that cannot be reached; another run that took the id at the same moment.
+    fn fence(&self, index: usize) -> Result<Self::Writer, WriterError>;
+
+    /// [`fence`](Self::fence) of many at once.
+    ///
+    /// # Errors
+    /// The first.
+    fn fence_all(&self, indices: Range<usize>) -> Result<Vec<Self::Writer>, WriterError>;
+
+    /// The last committed value of each of this job's keys.
+    ///
+    /// # Errors
+    /// A broker that cannot be reached, a topic that does not exist.
+    fn records(&self) -> anyhow::Result<BTreeMap<String, Vec<u8>>>;
+
+    /// Every partition of the input: topic, number, first offset, end.
+    ///
+    /// # Errors
+    /// As [`JobLog::records`].
+    fn logs(&self) -> anyhow::Result<Vec<(String, i32, i64, i64)>>;
+
+    /// Another worker is waited for.
+    fn wait(&self, worker: &mut Worker) {
+        worker.step_or_park(None);
+    }
+}
+
 /// What a worker starts with.
-pub struct Taken {
+pub struct Taken<W> {
     /// Its writer, alone on its transactional id.
-    pub writer: JobWriter,
+    pub writer: W,
     /// Committed state.
     pub restored: Restored,
     /// Its partitions.
     pub assigned: Vec<Assigned>,
-    /// Their ends, with `until_end`.
-    pub ends: Option<Vec<i64>>,
+    /// Their ends at the start.
+    pub ends: Vec<i64>,
+    /// This run's number.
+    pub generation: u64,
 }
 
 /// A transactional writer whose checkpoint keys are this job's.
@@ -118,28 +156,12 @@ impl JobConfig {
         format!("{}/", self.job)
     }
 
-    /// The last value of each of this job's keys, without the job's name.
-    ///
-    /// # Errors
-    /// A broker that cannot be reached, a topic that does not exist.
-    pub fn records(&self) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
-        let prefix = self.prefix();
-        let values = last_values(&self.kafka, CHECKPOINT_TOPIC, READ_TIMEOUT)?;
-        let mine = values.into_iter().filter_map(|(key, value)| {
-            let key = String::from_utf8(key).ok()?;
-            let key = key.strip_prefix(&prefix)?.to_owned();
-            (key != "alive").then_some((key, value))
-        });
-        Ok(mine.collect())
-    }
-
     /// The job's generation record, if it ever ran.
     ///
     /// # Errors
     /// As [`JobConfig::records`]; another format.
     pub fn generation(&self) -> anyhow::Result<Option<Generation>> {
-        let records = self.records()?;
-        Ok(records.get(GENERATION_KEY).map(|bytes| decode(GENERATION_KEY, bytes)).transpose()?)
+        generation(self)
     }
 
     /// Refuses topics that a run could not rely on.
@@ -162,51 +184,106 @@ impl JobConfig {
     }
 }
 
+impl JobLog for JobConfig {
+    type Writer = JobWriter;
+
+    fn fence(&self, index: usize) -> Result<JobWriter, WriterError> {
+        Ok(JobWriter { writer: TransactionalWriter::fence(self.writer(index))?, prefix: self.prefix() })
+    }
+
+    fn fence_all(&self, indices: Range<usize>) -> Result<Vec<JobWriter>, WriterError> {
+        let writers = TransactionalWriter::fence_all(indices.map(|index| self.writer(index)).collect())?;
+        Ok(writers.into_iter().map(|writer| JobWriter { writer, prefix: self.prefix() }).collect())
+    }
+
+    /// Without the job's name.
+    fn records(&self) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
+        let prefix = self.prefix();
+        let values = last_values(&self.kafka, CHECKPOINT_TOPIC, READ_TIMEOUT)?;
+        let mine = values.into_iter().filter_map(|(key, value)| {
+            let key = String::from_utf8(key).ok()?;
+            let key = key.strip_prefix(&prefix)?.to_owned();
+            (key != "alive").then_some((key, value))
+        });
+        Ok(mine.collect())
+    }
+
+    fn logs(&self) -> anyhow::Result<Vec<(String, i32, i64, i64)>> {
+        let partitions = Admin::new(&self.kafka)?.partitions()?;
+        let topics = RawTopic::ALL.map(RawTopic::name).into_iter().chain([TRANSITIONS_TOPIC]);
+        let wanted: Vec<(String, i32)> = topics
+            .flat_map(|topic| {
+                let count = partitions.get(topic).copied().unwrap_or(0) as i32;
+                (0..count).map(move |partition| (topic.to_owned(), partition))
+            })
+            .collect();
+        let offsets = ends(&self.kafka, &wanted)?;
+        Ok(wanted.into_iter().zip(offsets).map(|((t, p), (start, end))| (t, p, start, end)).collect())
+    }
+}
+
+fn generation(log: &impl JobLog) -> anyhow::Result<Option<Generation>> {
+    let records = log.records()?;
+    Ok(records.get(GENERATION_KEY).map(|bytes| decode(GENERATION_KEY, bytes)).transpose()?)
+}
+
+/// The generation that owns the job, if that is a later one than `mine`. `None` also if it cannot be found out: then
+/// a restart will.
+pub fn successor(log: &impl JobLog, mine: u64) -> Option<u64> {
+    generation(log).ok().flatten().map(|owner| owner.generation).filter(|owner| *owner > mine)
+}
+
 /// Takes the job over. Every worker of the run calls it; all return together.
 ///
 /// # Errors
 /// A broker that cannot be reached, a checkpoint that this binary or configuration does not fit, a run that
 /// took the job over meanwhile.
-pub fn take_over(worker: &mut Worker, config: &JobConfig) -> anyhow::Result<Taken> {
+pub fn take_over<L: JobLog>(
+    worker: &mut Worker,
+    log: &L,
+    shards: u32,
+    semantics: &str,
+) -> anyhow::Result<Taken<L::Writer>> {
     let (index, peers) = (worker.index(), worker.peers());
     let first = index == 0;
 
-    let mut writer = first.then(|| TransactionalWriter::fence(config.writer(0))).transpose()?;
-    let before = if first { Some(config.generation()?) } else { None };
-    let before = all_gather(worker, before).into_iter().next().expect("worker 0 has sent it");
+    let mut writer = first.then(|| log.fence(0)).transpose()?;
+    let before = if first { Some(generation(log)?) } else { None };
+    let before = all_gather(worker, log, before).into_iter().next().expect("worker 0 has sent it");
     if let Some(before) = &before {
-        if before.shards != config.shards {
-            return Err(CheckpointError::Shards { stored: before.shards, configured: config.shards }.into());
+        if before.shards != shards {
+            return Err(CheckpointError::Shards { stored: before.shards, configured: shards }.into());
         }
-        if before.semantics != config.semantics {
-            let (stored, configured) = (before.semantics.clone(), config.semantics.clone());
+        if before.semantics != semantics {
+            let (stored, configured) = (before.semantics.clone(), semantics.to_owned());
             return Err(CheckpointError::Semantics { stored, configured }.into());
         }
     }
     if first {
         let wider = before.as_ref().map_or(0, |g| g.workers as usize);
-        drop(TransactionalWriter::fence_all((peers..wider).map(|n| config.writer(n)).collect())?);
+        drop(log.fence_all(peers..wider)?);
     } else {
-        writer = Some(TransactionalWriter::fence(config.writer(index))?);
+        writer = Some(log.fence(index)?);
     }
-    let mut writer = JobWriter { writer: writer.expect("fenced"), prefix: config.prefix() };
-    all_gather(worker, Some(()));
+    let mut writer = writer.expect("fenced");
+    all_gather(worker, log, Some(()));
 
     let shared = if first {
         let generation = Generation {
             generation: before.as_ref().map_or(0, |g| g.generation) + 1,
             workers: peers as u32,
-            shards: config.shards,
-            semantics: config.semantics.clone(),
+            shards,
+            semantics: semantics.to_owned(),
         };
         let lock = Checkpoint { key: GENERATION_KEY.into(), value: Some(encode(&generation)) };
         writer.commit(Epoch { checkpoints: vec![lock], ..Epoch::default() })?;
-        let shared = read(config, generation.generation)?;
+        let (logs, records) = (log.logs()?, log.records()?.into_iter().collect());
+        let shared = Shared { generation: generation.generation, records, logs };
         Some(admit_new_partitions(shared, &mut writer)?)
     } else {
         None
     };
-    let shared = all_gather(worker, shared).into_iter().next().expect("worker 0 has sent it");
+    let shared = all_gather(worker, log, shared).into_iter().next().expect("worker 0 has sent it");
 
     let restored = Restored::from_records(&shared.records.into_iter().collect())?;
     let mine = shared.logs.into_iter().enumerate().filter(|(n, _)| n % peers == index);
@@ -235,8 +312,7 @@ pub fn take_over(worker: &mut Worker, config: &JobConfig) -> anyhow::Result<Take
         shards = restored.shards.len(),
         "took the job over"
     );
-    let ends = config.until_end.then_some(ends);
-    Ok(Taken { writer, restored, assigned, ends })
+    Ok(Taken { writer, restored, assigned, ends, generation: shared.generation })
 }
 
 /// Refuses a log that does not hold what the checkpoint counts on.
@@ -267,22 +343,8 @@ fn check_range(topic: &str, partition: i32, c: &PartitionCheckpoint, start: i64,
     Ok(())
 }
 
-fn read(config: &JobConfig, generation: u64) -> anyhow::Result<Shared> {
-    let partitions = Admin::new(&config.kafka)?.partitions()?;
-    let topics = RawTopic::ALL.map(RawTopic::name).into_iter().chain([TRANSITIONS_TOPIC]);
-    let wanted: Vec<(String, i32)> = topics
-        .flat_map(|topic| {
-            let count = partitions.get(topic).copied().unwrap_or(0) as i32;
-            (0..count).map(move |partition| (topic.to_owned(), partition))
-        })
-        .collect();
-    let offsets = ends(&config.kafka, &wanted)?;
-    let logs = wanted.into_iter().zip(offsets).map(|((t, p), (start, end))| (t, p, start, end)).collect();
-    Ok(Shared { generation, records: config.records()?.into_iter().collect(), logs })
-}
-
 /// Rule 10: a partition that the job does not know yet starts above everything that is written.
-fn admit_new_partitions(mut shared: Shared, writer: &mut JobWriter) -> anyhow::Result<Shared> {
+fn admit_new_partitions(mut shared: Shared, writer: &mut impl Sink) -> anyhow::Result<Shared> {
     let restored = Restored::from_records(&shared.records.iter().cloned().collect())?;
     let Some(floor) = restored.greatest_frontier().filter(|_| !restored.partitions.is_empty()) else {
         return Ok(shared);
@@ -306,7 +368,7 @@ fn admit_new_partitions(mut shared: Shared, writer: &mut JobWriter) -> anyhow::R
 }
 
 /// Gives every worker what all workers put in, in order of workers; returns when all have.
-fn all_gather<T: ExchangeData + Clone>(worker: &mut Worker, mine: Option<T>) -> Vec<T> {
+fn all_gather<T: ExchangeData + Clone>(worker: &mut Worker, log: &impl JobLog, mine: Option<T>) -> Vec<T> {
     let gathered = Rc::new(RefCell::new(Vec::new()));
     let into = Rc::clone(&gathered);
     let index = worker.index();
@@ -320,7 +382,9 @@ fn all_gather<T: ExchangeData + Clone>(worker: &mut Worker, mine: Option<T>) -> 
         input.send((index, value));
     }
     input.close();
-    worker.step_or_park_while(None, || !probe.done());
+    while !probe.done() {
+        log.wait(worker);
+    }
     let mut gathered = std::mem::take(&mut *gathered.borrow_mut());
     gathered.sort_by_key(|(from, _)| *from);
     gathered.into_iter().map(|(_, value)| value).collect()

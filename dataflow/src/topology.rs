@@ -6,16 +6,15 @@ use std::rc::Rc;
 
 use logster_operators::correlate::{CorrelateConfig, CorrelateMetrics, correlate};
 use logster_operators::dedup::{DedupConfig, DedupMetrics, dedup};
-use logster_operators::graph::PaneGraph;
-use logster_operators::infer::{InferConfig, InferMetrics, infer};
-use logster_operators::score::Scorer;
+use logster_operators::infer::{InferConfig, InferMetrics};
 use logster_operators::window::{
-    BacklogEntry, BacklogReport, Credit, WindowConfig, WindowLinks, WindowMetrics, window,
+    BacklogEntry, BacklogReport, ClosedWindow, Credit, Pane, WindowConfig, WindowLinks, WindowMetrics, window,
 };
+use logster_schema::InferenceResult;
 use prometheus::Histogram;
 use timely::dataflow::operators::vec::Map;
 use timely::dataflow::operators::{Inspect, Probe};
-use timely::dataflow::{ProbeHandle, Scope};
+use timely::dataflow::{ProbeHandle, Scope, StreamVec};
 use timely::scheduling::SyncActivator;
 
 use crate::checkpoint::Restored;
@@ -74,15 +73,15 @@ pub struct Built {
     pub scored: ProbeHandle<u64>,
 }
 
-/// Builds the dataflow.
+/// Builds the dataflow. `judge` turns closed windows into verdicts: the model, or what a test has in its place.
 #[allow(clippy::too_many_arguments, reason = "one call, from the engine, of what only the engine has")]
-pub fn build<'scope, R: Reader + 'static>(
+pub fn build<'scope, R: Reader + 'static, P: Pane>(
     scope: Scope<'scope, u64>,
     config: &TopologyConfig,
     restored: &Restored,
     assigned: Vec<Assigned>,
     reader: impl FnOnce(SyncActivator, &[Assigned]) -> R,
-    scorer: &Scorer,
+    judge: impl FnOnce(StreamVec<'scope, u64, ClosedWindow<P>>, Rc<Credit>) -> StreamVec<'scope, u64, InferenceResult>,
     metrics: TopologyMetrics,
     failed: Rc<RefCell<Option<anyhow::Error>>>,
 ) -> Built {
@@ -130,14 +129,14 @@ pub fn build<'scope, R: Reader + 'static>(
         metrics.batches.map(|histogram| move |records: usize| histogram.observe(records as f64));
 
     let raw = source(scope, assigned, reader, config.source.clone(), source_links);
-    let windows = window::<PaneGraph>(
+    let windows = window::<P>(
         raw.observations.inspect_batch(move |_, b| normalized(b.len())),
         config.window,
         shards,
         window_links,
     );
     let windows = windows.inspect_batch(move |_, b| closed(b.len()));
-    let results = infer(windows, config.infer.clone(), scorer, credit, metrics.infer).probe_with(&scored);
+    let results = judge(windows, credit).probe_with(&scored);
     let results = results.inspect_batch(move |_, b| judged(b.len()));
     let alerts = dedup(results.clone(), raw.transitions, config.dedup, restored.dedup(), metrics.dedup);
     let verdicts = results.map(move |r| OfShard { shard: r.endpoint().shard(shards), record: r.to_output() });

@@ -8,6 +8,7 @@ use crate::checkpoint::{GENERATION_KEY, Generation, Restored, decode};
 use crate::cli::Overrides;
 use crate::config::Config;
 use crate::engine;
+use crate::startup::JobLog;
 
 /// Arguments of `logster state`.
 #[derive(clap::Args, Debug)]

@@ -9,7 +9,7 @@ use crossbeam_channel::Receiver;
 use logster_operators::correlate::TenantChange;
 use logster_operators::dedup::AlertChange;
 use logster_schema::{OutputRecord, TimeMs};
-use logster_sinks::epoch::{Outcome, Sink, Writer, WriterError};
+use logster_sinks::epoch::{Epoch, Outcome, Sink, Writer, WriterError};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::Capability;
@@ -153,11 +153,64 @@ pub fn commit_alerts<'scope>(
     })
 }
 
+/// Commits epochs one after the other while the worker goes on: a [`WriterThread`], or a simulated one in the tests.
+pub trait Commits {
+    /// Takes an epoch; what becomes of it is the next outcome.
+    fn submit(&self, epoch: Epoch);
+    /// What became of the oldest epoch not yet told of.
+    fn outcome(&self) -> Option<Outcome>;
+    /// After the last epoch.
+    ///
+    /// # Errors
+    /// Writing has ended before.
+    fn finish(self: Box<Self>) -> Result<(), WriterError>;
+}
+
+/// A [`Sink`] on a thread of its own, which wakes the worker's at each outcome.
+pub struct WriterThread {
+    writer: Writer,
+    outcomes: Receiver<Outcome>,
+}
+
+impl WriterThread {
+    /// Starts it. The worker's thread is the one that calls.
+    pub fn spawn(sink: impl Sink + 'static) -> Box<Self> {
+        let (sender, outcomes) = crossbeam_channel::unbounded();
+        let worker = std::thread::current();
+        let writer = Writer::spawn("writer", sink, 1, move |outcome| {
+            let _ = sender.send(outcome);
+            worker.unpark();
+        });
+        Box::new(Self { writer, outcomes })
+    }
+}
+
+impl Commits for WriterThread {
+    fn submit(&self, epoch: Epoch) {
+        // One epoch at a time is under way, so there is room; if writing has ended, the outcome says why.
+        let _ = self.writer.try_send(epoch);
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
+        self.outcomes.try_recv().ok()
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), WriterError> {
+        if self.writer.close().is_err() {
+            let failed = self.outcomes.try_iter().find_map(|outcome| match outcome {
+                Outcome::Failed(error) => Some(error),
+                Outcome::Committed(_) => None,
+            });
+            return Err(failed.unwrap_or(WriterError::Panicked));
+        }
+        Ok(())
+    }
+}
+
 /// Drives one worker's transactions. The worker's loop calls [`Driver::poll`] between steps.
 pub struct Driver {
     links: CommitLinks,
-    writer: Writer,
-    outcomes: Receiver<Outcome>,
+    writer: Box<dyn Commits>,
     pace: Pace,
     /// Frontier of committed alerts, all workers.
     alerts_everywhere: ProbeHandle<u64>,
@@ -169,23 +222,17 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver at rest. `sink` gets a thread of its own, which wakes the calling thread at each outcome.
+    /// A driver at rest.
     pub fn new(
         links: CommitLinks,
-        sink: impl Sink + 'static,
+        writer: Box<dyn Commits>,
         every: Duration,
         alerts_everywhere: ProbeHandle<u64>,
         floors: Rc<RefCell<Vec<(usize, TimeMs)>>>,
         on_commit: Box<dyn FnMut(usize, Duration)>,
     ) -> Self {
-        let (sender, outcomes) = crossbeam_channel::unbounded();
-        let worker = std::thread::current();
-        let writer = Writer::spawn("writer", sink, 1, move |outcome| {
-            let _ = sender.send(outcome);
-            worker.unpark();
-        });
         let pace = Pace::new(every);
-        Self { links, writer, outcomes, pace, alerts_everywhere, floors, on_commit, under_way: None }
+        Self { links, writer, pace, alerts_everywhere, floors, on_commit, under_way: None }
     }
 
     /// Takes a commit in and begins the next transaction when it is time. Says whether all is committed.
@@ -197,7 +244,7 @@ impl Driver {
         let state = &mut *state;
         let everywhere = self.alerts_everywhere.with_frontier(|f| f.first().copied()).unwrap_or(u64::MAX);
         state.committer.alerts_committed_everywhere(everywhere);
-        while let Ok(outcome) = self.outcomes.try_recv() {
+        while let Some(outcome) = self.writer.outcome() {
             let id = match outcome {
                 Outcome::Committed(id) => id,
                 Outcome::Failed(error) => return Err(error),
@@ -218,8 +265,7 @@ impl Driver {
         {
             self.pace.begin();
             self.under_way = Some((Instant::now(), epoch.records.len()));
-            // One epoch at a time is under way, so there is room; if writing has ended, the outcome says why.
-            let _ = self.writer.try_send(epoch);
+            self.writer.submit(epoch);
         }
         Ok(state.committer.is_done())
     }
@@ -239,13 +285,6 @@ impl Driver {
     /// # Errors
     /// As [`Driver::poll`].
     pub fn finish(self) -> Result<(), WriterError> {
-        if self.writer.close().is_err() {
-            let failed = self.outcomes.try_iter().find_map(|outcome| match outcome {
-                Outcome::Failed(error) => Some(error),
-                Outcome::Committed(_) => None,
-            });
-            return Err(failed.unwrap_or(WriterError::Panicked));
-        }
-        Ok(())
+        self.writer.finish()
     }
 }
