@@ -168,14 +168,15 @@ fn export_recording(
             totals.dead_letters += 1;
             continue;
         };
-        linux |= envelope.topic.platform() == Platform::Linux;
-        if !view.holds(envelope.topic) {
+        let Some(topic) = envelope.topic.raw() else { continue };
+        linux |= topic.platform() == Platform::Linux;
+        if !view.holds(topic) {
             continue;
         }
         totals.records += 1;
         arrival_ms = arrival_ms.max(envelope.arrival_ms().unwrap_or(arrival_ms));
         let record = RawRecord {
-            topic: envelope.topic,
+            topic,
             partition: 0,
             offset: line_no as i64,
             arrival_ms: arrival_ms.max(0),

@@ -11,7 +11,7 @@
 use std::fmt::Write;
 
 use logster_operators::window::WindowMetrics;
-use logster_schema::{DeadLetterReason, Platform, Prediction, RawTopic};
+use logster_schema::{DeadLetterReason, InputTopic, Platform, Prediction};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{
@@ -52,7 +52,7 @@ impl Queue {
 /// The metrics of a process. Clones share the same numbers.
 #[derive(Clone)]
 pub struct Metrics {
-    /// Raw records read, by `source` (raw topic, or [`NO_TOPIC`]).
+    /// Raw records read, by `source` (raw topic; where a record is refused also the transitions' topic or [`NO_TOPIC`]).
     pub raw_records: IntCounterVec,
     /// Raw records that became events.
     pub normalized: IntCounter,
@@ -185,7 +185,7 @@ impl Metrics {
     /// Makes every series whose labels are known beforehand: a counter that is 0 is there from the start, so
     /// that a rate over its first increment is seen.
     pub fn resolve(&self) {
-        let topics = RawTopic::ALL.map(RawTopic::name).into_iter().chain([NO_TOPIC]);
+        let topics = InputTopic::ALL.map(InputTopic::name).into_iter().chain([NO_TOPIC]);
         for source in topics {
             self.raw_records.with_label_values(&[source]);
             for reason in DeadLetterReason::ALL {

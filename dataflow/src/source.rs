@@ -17,9 +17,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use logster_operators::dedup::Transition;
-use logster_operators::normalize::{NormalizeConfig, Normalizer, Outcome, RawRecord};
+use logster_operators::normalize::{self, NormalizeConfig, Normalizer, Outcome, RawRecord};
 use logster_schema::topics::TRANSITIONS_TOPIC;
-use logster_schema::{DeadLetter, DeadLetterReason, Observation, OutputRecord, OutputTopic, RawTopic, TimeMs};
+use logster_schema::{
+    AlertTransition, DeadLetter, DeadLetterReason, InputTopic, Observation, OutputRecord, OutputTopic, RawTopic, TimeMs,
+};
 use timely::container::CapacityContainerBuilder;
 use timely::dataflow::operators::Capability;
 use timely::dataflow::operators::generic::OutputBuilder;
@@ -31,30 +33,21 @@ use crate::checkpoint::PartitionCheckpoint;
 use crate::clock::PartitionClock;
 use crate::commit::PartitionProgress;
 
-/// What a partition holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Log {
-    /// Raw records.
-    Raw(RawTopic),
-    /// Analysts' transitions.
-    Transitions,
-}
-
-impl Log {
-    /// Topic name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Raw(topic) => topic.name(),
-            Self::Transitions => TRANSITIONS_TOPIC,
-        }
+/// Kafka key of a record whose producer gave none.
+pub fn routing_key(topic: InputTopic, payload: &[u8]) -> String {
+    match topic {
+        InputTopic::Raw(topic) => normalize::routing_key(topic, payload),
+        // What cannot be read becomes a dead letter, wherever it lies.
+        InputTopic::Transitions => serde_json::from_slice(payload)
+            .map_or_else(|_| String::new(), |t: AlertTransition| t.endpoint().key().to_owned()),
     }
 }
 
 /// A partition assigned to this worker, with what a checkpoint says of it.
 #[derive(Clone, Debug)]
 pub struct Assigned {
-    /// What it holds.
-    pub log: Log,
+    /// Topic.
+    pub topic: InputTopic,
     /// Number.
     pub partition: i32,
     /// Where to go on; `None`: from the start of the log.
@@ -310,33 +303,37 @@ pub fn source<'scope, R: Reader + 'static>(
                             key: m.key,
                             payload: m.payload,
                         };
-                        let topic = slot.assigned.log.name();
-                        if admitted.publish {
-                            links.metrics.raw.with_label_values(&[topic]).inc();
+                        let topic = slot.assigned.topic.name();
+                        // A transition counts only where it becomes a dead letter: raw in = normalized + dead letters.
+                        let count = || links.metrics.raw.with_label_values(&[topic]).inc();
+                        if admitted.publish && slot.assigned.topic.raw().is_some() {
+                            count();
                         }
                         let dead = |letter: DeadLetter| {
                             links.metrics.dead_letters.with_label_values(&[topic, letter.reason.name()]).inc();
                             Published::Record(letter.to_output())
                         };
-                        match slot.assigned.log {
-                            Log::Raw(topic) => match normalizer.normalize_as(&RawRecord { topic, ..raw }, m.tenant) {
-                                Outcome::Event(event) => {
-                                    if admitted.publish {
-                                        links.metrics.normalized.inc();
-                                        links.metrics.clamped.inc_by(u64::from(event.clamped));
-                                        published.give(Published::Record(OutputRecord {
-                                            topic: OutputTopic::Normalized,
-                                            key: Some(event.endpoint.key().into()),
-                                            ts_ms: event.timestamp_ms,
-                                            value: event.json,
-                                        }));
+                        match slot.assigned.topic {
+                            InputTopic::Raw(topic) => {
+                                match normalizer.normalize_as(&RawRecord { topic, ..raw }, m.tenant) {
+                                    Outcome::Event(event) => {
+                                        if admitted.publish {
+                                            links.metrics.normalized.inc();
+                                            links.metrics.clamped.inc_by(u64::from(event.clamped));
+                                            published.give(Published::Record(OutputRecord {
+                                                topic: OutputTopic::Normalized,
+                                                key: Some(event.endpoint.key().into()),
+                                                ts_ms: event.timestamp_ms,
+                                                value: event.json,
+                                            }));
+                                        }
+                                        observations.give(event.observation);
                                     }
-                                    observations.give(event.observation);
+                                    Outcome::DeadLetter(letter) if admitted.publish => published.give(dead(*letter)),
+                                    Outcome::DeadLetter(_) => {}
                                 }
-                                Outcome::DeadLetter(letter) if admitted.publish => published.give(dead(*letter)),
-                                Outcome::DeadLetter(_) => {}
-                            },
-                            Log::Transitions => match serde_json::from_slice(m.payload) {
+                            }
+                            InputTopic::Transitions => match serde_json::from_slice(m.payload) {
                                 Ok(decision) => transitions.give(Transition {
                                     arrival_ms: admitted.arrival_ms,
                                     partition: raw.partition,
@@ -344,6 +341,7 @@ pub fn source<'scope, R: Reader + 'static>(
                                     decision,
                                 }),
                                 Err(e) if admitted.publish => {
+                                    count();
                                     published.give(dead(refused_transition(&raw, &e.to_string())));
                                 }
                                 Err(_) => {}
@@ -378,7 +376,7 @@ pub fn source<'scope, R: Reader + 'static>(
                         slot.held = true;
                     }
                     if slot.dirty || refresh || floor.is_some() {
-                        let (topic, partition) = (slot.assigned.log.name().to_owned(), slot.assigned.partition);
+                        let (topic, partition) = (slot.assigned.topic.name().to_owned(), slot.assigned.partition);
                         published.give(Published::Progress(PartitionProgress { topic, partition, checkpoint, floor }));
                     }
                     slot.dirty = false;

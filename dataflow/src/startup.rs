@@ -15,8 +15,8 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use logster_schema::topics::{CHECKPOINT_TOPIC, TRANSITIONS_TOPIC};
-use logster_schema::{RawTopic, TimeMs};
+use logster_schema::topics::CHECKPOINT_TOPIC;
+use logster_schema::{InputTopic, TimeMs};
 use logster_sinks::admin::{Admin, Arrival, specified};
 use logster_sinks::client::KafkaConfig;
 use logster_sinks::epoch::{Checkpoint, Epoch, Sink, WriterError};
@@ -34,7 +34,7 @@ use crate::checkpoint::{
     partition_key,
 };
 use crate::failure::Failure;
-use crate::source::{Assigned, Log};
+use crate::source::Assigned;
 
 /// How long a transaction may take before it is given up, and a dead writer may hold back readers.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -210,7 +210,7 @@ impl JobLog for JobConfig {
 
     fn logs(&self) -> anyhow::Result<Vec<(String, i32, i64, i64)>> {
         let partitions = Admin::new(&self.kafka)?.partitions()?;
-        let topics = RawTopic::ALL.map(RawTopic::name).into_iter().chain([TRANSITIONS_TOPIC]);
+        let topics = InputTopic::ALL.map(InputTopic::name).into_iter();
         let wanted: Vec<(String, i32)> = topics
             .flat_map(|topic| {
                 let count = partitions.get(topic).copied().unwrap_or(0) as i32;
@@ -290,7 +290,7 @@ pub fn take_over<L: JobLog>(
     let mut assigned = Vec::new();
     let mut ends = Vec::new();
     for (_, (topic, partition, start, end)) in mine {
-        let log = RawTopic::from_name(&topic).map_or(Log::Transitions, Log::Raw);
+        let input = InputTopic::from_name(&topic).expect("worker 0 has listed input topics");
         let checkpoint = restored.partitions.get(&(topic.clone(), partition)).cloned();
         if let Some(c) = &checkpoint {
             check_range(&topic, partition, c, start, end)?;
@@ -302,7 +302,7 @@ pub fn take_over<L: JobLog>(
             replay: ReplayPoint { offset: start, arrival_ms: TimeMs::MIN },
             exceptions: Vec::new(),
         };
-        assigned.push(Assigned { log, partition, checkpoint: Some(checkpoint.unwrap_or_else(fresh)) });
+        assigned.push(Assigned { topic: input, partition, checkpoint: Some(checkpoint.unwrap_or_else(fresh)) });
         ends.push(end);
     }
     tracing::info!(

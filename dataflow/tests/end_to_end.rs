@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use logster_schema::{OutputTopic, RawTopic};
+use logster_schema::topics::TRANSITIONS_TOPIC;
+use logster_schema::{Alert, AlertStatus, InputTopic, OutputTopic};
 use logster_sinks::client::KafkaConfig;
 use logster_sinks::reader::{End, read_committed};
 use logster_sinks::testkit::Cluster;
@@ -142,11 +143,13 @@ fn run_files(input: &Path, out: &Path, extra: &[&str]) -> Outputs {
 fn any_split_and_either_edge_give_the_same_records() {
     let dir = tempfile::tempdir().unwrap();
     let input = input(dir.path());
+    decide(&input, &run_files(&input, &dir.path().join("undecided"), &["-w", "1"]));
     let one = run_files(&input, &dir.path().join("1x1"), &["-w", "1"]);
+    assert_decided(&one);
     let count = |topic| one.get(&topic).map_or(0, |keys| keys.values().map(Vec::len).sum::<usize>());
     assert!(count(OutputTopic::Normalized) > 1000 && count(OutputTopic::Results) > 20);
     assert!(count(OutputTopic::Alerts) > 0, "the captures hold attacks");
-    assert_eq!(count(OutputTopic::DeadLetters), 3);
+    assert_eq!(count(OutputTopic::DeadLetters), 4);
     assert_same("1x4", &one, &run_files(&input, &dir.path().join("1x4"), &["-w", "4"]));
 
     // Two processes over TCP.
@@ -176,14 +179,46 @@ fn any_split_and_either_edge_give_the_same_records() {
     succeed(kafka_run(brokers, 2));
     assert_same("kafka", &one, &topics(&KafkaConfig::plain(brokers)));
 
-    // Raw in = normalized + dead letters.
-    let raw: usize = RawTopic::ALL
+    // Raw in = normalized + dead letters; of the four decisions one is a dead letter.
+    let raw: usize = InputTopic::ALL
         .iter()
         .map(|t| {
             read_committed(&KafkaConfig::plain(brokers), t.name(), End::Stable, Duration::from_secs(20)).unwrap().len()
         })
         .sum();
-    assert_eq!(raw, count(OutputTopic::Normalized) + count(OutputTopic::DeadLetters));
+    assert_eq!(raw - 3, count(OutputTopic::Normalized) + count(OutputTopic::DeadLetters));
+}
+
+/// Puts an analyst's decisions beside the captures, as the raw topics' neighbour would hold them: the first alert is
+/// acknowledged and then called a false positive, somebody asks for what is not allowed, and a line is no decision.
+fn decide(input: &Path, undecided: &Outputs) {
+    let alerts = undecided[&OutputTopic::Alerts].values().flatten();
+    let alert = alerts.map(|text| serde_json::from_str::<Alert>(text).unwrap()).min_by_key(|a| a.created_at).unwrap();
+    let transition = |seconds: i64, to: &str| {
+        let Alert { alert_id, tenant_id, endpoint_id, created_at, .. } = &alert;
+        serde_json::json!({"topic": TRANSITIONS_TOPIC, "ts": created_at + seconds * 1_000, "value": {
+            "alert_id": alert_id, "tenant_id": tenant_id, "endpoint_id": endpoint_id, "to": to, "actor": "ada"}})
+        .to_string()
+    };
+    let refused =
+        format!(r#"{{"topic":"{TRANSITIONS_TOPIC}","ts":{},"value":{{"to":"open"}}}}"#, alert.created_at + 31_000);
+    let lines =
+        [transition(30, "acknowledged"), refused, transition(32, "open"), transition(33, "false_positive")].join("\n");
+    std::fs::write(input.join("decisions.ndjson"), lines + "\n").unwrap();
+}
+
+/// The first alert ends as its analyst said, with every step kept.
+fn assert_decided(outputs: &Outputs) {
+    let alerts = outputs[&OutputTopic::Alerts].values().flatten();
+    let alerts = alerts.map(|text| serde_json::from_str::<Alert>(text).unwrap());
+    let last = alerts.filter(|a| !a.transitions.is_empty()).max_by_key(|a| a.revision).expect("a decided alert");
+    assert_eq!(last.status, AlertStatus::FalsePositive);
+    let steps: Vec<_> = last.transitions.iter().map(|t| (t.from, t.to, t.actor.as_str())).collect();
+    let want = [
+        (AlertStatus::Open, AlertStatus::Acknowledged, "ada"),
+        (AlertStatus::Acknowledged, AlertStatus::FalsePositive, "ada"),
+    ];
+    assert_eq!(steps, want);
 }
 
 /// kill -9 at seeded moments, each time with another number of workers: a reader sees nothing of it.

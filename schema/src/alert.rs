@@ -118,6 +118,13 @@ pub struct AlertTransition {
     pub note: String,
 }
 
+impl AlertTransition {
+    /// The endpoint whose alert it is about.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::new(&self.tenant_id, &self.endpoint_id)
+    }
+}
+
 /// A transition that was accepted: kept on the alert.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppliedTransition {

@@ -24,4 +24,4 @@ pub use observation::{Activity, Field, Fields, Kind, Observation};
 pub use output::OutputRecord;
 pub use result::{InferenceResult, KeyEdge, Peer, Prediction};
 pub use time::{Lane, TimeLimits, TimeMs, WindowTime};
-pub use topics::{OutputTopic, Position, RawTopic};
+pub use topics::{InputTopic, OutputTopic, Position, RawTopic};

@@ -51,6 +51,64 @@ impl RawTopic {
     }
 }
 
+/// A topic that the dataflow reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum InputTopic {
+    /// Raw records.
+    Raw(RawTopic),
+    /// Analysts' decisions on alerts.
+    Transitions,
+}
+
+impl InputTopic {
+    /// Every input topic, in the order of their numbers.
+    pub const ALL: [Self; 6] = [
+        Self::Raw(RawTopic::Sysmon),
+        Self::Raw(RawTopic::Auditd),
+        Self::Raw(RawTopic::EbpfProcess),
+        Self::Raw(RawTopic::EbpfFile),
+        Self::Raw(RawTopic::EbpfNetwork),
+        Self::Transitions,
+    ];
+
+    /// Position in [`InputTopic::ALL`].
+    pub const fn number(self) -> usize {
+        match self {
+            Self::Raw(topic) => topic as usize,
+            Self::Transitions => RawTopic::ALL.len(),
+        }
+    }
+
+    /// Topic name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw(topic) => topic.name(),
+            Self::Transitions => TRANSITIONS_TOPIC,
+        }
+    }
+
+    /// The topic of that name, if it is an input topic.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|topic| topic.name() == name)
+    }
+
+    /// Partitions that `logster topics create` gives the topic, and files have.
+    pub const fn partitions(self) -> u32 {
+        match self {
+            Self::Raw(_) => RawTopic::PARTITIONS,
+            Self::Transitions => TRANSITIONS_PARTITIONS,
+        }
+    }
+
+    /// The raw topic, if it is one.
+    pub const fn raw(self) -> Option<RawTopic> {
+        match self {
+            Self::Raw(topic) => Some(topic),
+            Self::Transitions => None,
+        }
+    }
+}
+
 /// A topic that the dataflow writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum OutputTopic {

@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use logster_schema::{DeadLetterReason, RawTopic, TimeMs, time};
+use logster_schema::{DeadLetterReason, InputTopic, RawTopic, TimeMs, time};
 use memchr::{memchr, memchr2};
 
 /// A capture that cannot be read on.
@@ -217,11 +217,11 @@ pub enum Framing {
     Bare(RawTopic),
 }
 
-/// One raw record as a capture holds it.
+/// One record as a capture holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope<'a> {
-    /// Raw topic.
-    pub topic: RawTopic,
+    /// Where it belongs.
+    pub topic: InputTopic,
     /// The message: the bytes of `value` as they stand in the line.
     pub value: &'a [u8],
     /// Arrival given by the line.
@@ -260,7 +260,9 @@ impl Framing {
             return Err(refused(DeadLetterReason::TooLarge, detail));
         }
         match self {
-            Self::Bare(topic) => Ok(Envelope { topic, value: line.bytes, ts_ms: None, key: None }),
+            Self::Bare(topic) => {
+                Ok(Envelope { topic: InputTopic::Raw(topic), value: line.bytes, ts_ms: None, key: None })
+            }
             Self::Envelope => envelope(line.bytes),
         }
     }
@@ -296,9 +298,9 @@ fn envelope(line: &[u8]) -> Result<Envelope<'_>, Refused> {
         None | Some(b"null") => None,
         Some(token) => Some(string(token).ok_or_else(|| invalid("\"key\" is no string"))?),
     };
-    match RawTopic::from_name(&topic) {
+    match InputTopic::from_name(&topic) {
         Some(topic) => Ok(Envelope { topic, value, ts_ms, key }),
-        None => Err(refused(DeadLetterReason::UnknownTopic, format!("\"{topic}\" is no raw topic"))),
+        None => Err(refused(DeadLetterReason::UnknownTopic, format!("\"{topic}\" is no input topic"))),
     }
 }
 
@@ -437,7 +439,7 @@ mod tests {
     fn envelopes_borrow_the_value_verbatim() {
         let got = parse(r#" { "value" : {"a": "}\"]", "b":[1,{}]} ,"topic":"sysmon-logs" } "#).unwrap();
         assert_eq!(got.value, br#"{"a": "}\"]", "b":[1,{}]}"#);
-        assert_eq!((got.topic, got.ts_ms, got.key), (RawTopic::Sysmon, None, None));
+        assert_eq!((got.topic, got.ts_ms, got.key), (InputTopic::Raw(RawTopic::Sysmon), None, None));
         let got =
             parse(r#"{"topic":"sysmon-logs","value":null,"ts":1773860833512,"key":"a\u003ab","more":[1]}"#).unwrap();
         assert_eq!((got.value, got.ts_ms, got.key.as_deref()), (&b"null"[..], Some(1_773_860_833_512), Some("a:b")));

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use logster_schema::partition::partition_for_key;
-use logster_schema::{DeadLetterReason, RawTopic};
+use logster_schema::{DeadLetterReason, InputTopic};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -52,7 +52,7 @@ pub enum Stamps {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Played {
     /// Records sent, by topic.
-    pub records: BTreeMap<RawTopic, u64>,
+    pub records: BTreeMap<InputTopic, u64>,
     /// Bytes of their values.
     pub bytes: u64,
     /// Lines that yield no record, by reason.
@@ -92,12 +92,12 @@ const PROGRESS_LINES: u64 = 1_000;
 /// Plays `config.input`. `key` gives the key of a record whose line has none; `progress` is called now and then.
 pub fn produce(
     config: &ProduceConfig,
-    key: impl Fn(RawTopic, &[u8]) -> String,
+    key: impl Fn(InputTopic, &[u8]) -> String,
     mut progress: impl FnMut(&Played),
 ) -> Result<Played, ProduceError> {
     let mut playback = Playback::open(&config.input, config.framing)?;
     let partitions = Admin::new(&config.kafka)?.partitions()?;
-    let partitions = RawTopic::ALL.map(|topic| partitions.get(topic.name()).copied());
+    let partitions = InputTopic::ALL.map(|topic| partitions.get(topic.name()).copied());
     let mut settings = config.kafka.client("produce")?;
     settings.set("enable.idempotence", "true").set("message.max.bytes", MAX_RAW_BYTES.to_string());
     producer_defaults(&mut settings);
@@ -131,7 +131,7 @@ pub fn produce(
             }
         }
         let topic = envelope.topic.name();
-        let partitions = partitions[envelope.topic as usize].ok_or(ProduceError::NoTopic { topic })?;
+        let partitions = partitions[envelope.topic.number()].ok_or(ProduceError::NoTopic { topic })?;
         let key = envelope.key.map_or_else(|| key(envelope.topic, envelope.value), Into::into);
         let mut record = BaseRecord::to(topic)
             .partition(partition_for_key(key.as_bytes(), partitions))
@@ -190,6 +190,8 @@ fn undelivered(producer: &BaseProducer<Deliveries>, sent: u64, at_end: bool) -> 
 
 #[cfg(test)]
 mod tests {
+    use logster_schema::RawTopic;
+
     use super::*;
     use crate::admin::{Arrival, specified};
     use crate::reader::{End, read_committed};
@@ -217,7 +219,7 @@ mod tests {
         lines += "\nnot json\n{\"topic\":\"sysmon-log\",\"value\":{}}\n";
         lines += "{\"topic\":\"sysmon-logs\",\"value\":[],\"key\":\"foobar\",\"ts\":9000}\n";
         std::fs::write(dir.path().join("a.ndjson"), lines).unwrap();
-        let host = |_: RawTopic, value: &[u8]| {
+        let host = |_: InputTopic, value: &[u8]| {
             let value: serde_json::Value = serde_json::from_slice(value).unwrap();
             format!("t:{}", value["host"])
         };
@@ -229,7 +231,10 @@ mod tests {
         let mut called = 0;
         let played = produce(&config, host, |_| called += 1).unwrap();
         assert!(called >= 4);
-        assert_eq!(played.records, BTreeMap::from([(RawTopic::Sysmon, 2_001), (RawTopic::Auditd, 2_000)]));
+        assert_eq!(
+            played.records,
+            BTreeMap::from([(InputTopic::Raw(RawTopic::Sysmon), 2_001), (InputTopic::Raw(RawTopic::Auditd), 2_000)])
+        );
         let one_each = [DeadLetterReason::Empty, DeadLetterReason::InvalidEnvelope, DeadLetterReason::UnknownTopic];
         assert_eq!(played.refused, BTreeMap::from(one_each.map(|reason| (reason, 1))));
 

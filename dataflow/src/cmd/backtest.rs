@@ -155,8 +155,8 @@ fn recording_id(path: &Path) -> String {
 fn platform_of(path: &Path) -> anyhow::Result<Platform> {
     let mut reader = CaptureReader::open(path)?;
     while let Some(line) = reader.next_line()? {
-        if let Ok(envelope) = Framing::Envelope.parse(&line) {
-            return Ok(envelope.topic.platform());
+        if let Some(topic) = Framing::Envelope.parse(&line).ok().and_then(|envelope| envelope.topic.raw()) {
+            return Ok(topic.platform());
         }
     }
     Ok(Platform::Windows)

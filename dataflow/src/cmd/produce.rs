@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use logster_operators::normalize::routing_key;
 use logster_sinks::capture::Framing;
 use logster_sinks::produce::{ProduceConfig, Stamps, produce};
 
 use crate::cli::Overrides;
 use crate::config::Config;
 use crate::config::value::Speed;
+use crate::source::routing_key;
 
 /// Arguments of `logster produce`.
 #[derive(clap::Args, Debug)]

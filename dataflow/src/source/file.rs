@@ -1,7 +1,7 @@
 //! Captures as a source: a file, a directory or standard input, played in order of arrival.
 //!
-//! Files stand in for the raw topics: every line goes to the partition that its key would have in a topic of
-//! [`RawTopic::PARTITIONS`] partitions, with the offset that it would have there. So ids, clocks and results
+//! Files stand in for the input topics, analysts' transitions included: every line goes to the partition that its key
+//! would have in a topic of [`InputTopic::partitions`], with the offset that it would have there. So ids, clocks and results
 //! are those of the same capture produced into Kafka.
 //!
 //! Each worker reads the input itself on a thread of its own and keeps the partitions that are its own; a
@@ -13,16 +13,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use logster_operators::normalize::routing_key;
 use logster_schema::partition::partition_for_key;
-use logster_schema::{DeadLetter, RawTopic, TimeMs};
+use logster_schema::{DeadLetter, InputTopic, RawTopic, TimeMs};
 use logster_sinks::capture::{CaptureError, CaptureReader, Framing};
 use logster_sinks::playback::Playback;
 use timely::scheduling::SyncActivator;
 
 use crate::config::value::Speed;
 
-use super::{Assigned, Item, Log, Message, Reader, Standing};
+use super::{Assigned, Item, Message, Reader, Standing, routing_key};
 
 /// What to play.
 #[derive(Clone, Debug)]
@@ -40,16 +39,21 @@ pub struct FileConfig {
 impl FileConfig {
     /// The partitions of worker `index` of `peers`.
     pub fn assign(&self, index: usize, peers: usize) -> Vec<Assigned> {
-        let all = RawTopic::ALL
+        let all = InputTopic::ALL
             .into_iter()
-            .flat_map(|topic| (0..RawTopic::PARTITIONS as i32).map(move |partition| (topic, partition)));
+            .flat_map(|topic| (0..topic.partitions() as i32).map(move |partition| (topic, partition)));
         let one_reader = self.input == std::path::Path::new(CaptureReader::STDIN);
         all.enumerate()
             .filter(|(n, _)| if one_reader { index == 0 } else { n % peers == index })
-            .map(|(_, (topic, partition))| Assigned { log: Log::Raw(topic), partition, checkpoint: None })
+            .map(|(_, (topic, partition))| Assigned { topic, partition, checkpoint: None })
             .collect()
     }
 }
+
+const MAX_PARTITIONS: usize = RawTopic::PARTITIONS as usize;
+const _: () = assert!(InputTopic::Transitions.partitions() <= RawTopic::PARTITIONS);
+/// This worker's slot of each topic's partitions.
+type Slots = [[Option<usize>; MAX_PARTITIONS]; InputTopic::ALL.len()];
 
 /// Lines per batch, batches under way: bounds what is read ahead.
 const BATCH_LINES: usize = 512;
@@ -97,11 +101,9 @@ impl FileReader {
         wake: SyncActivator,
     ) -> Result<Self, CaptureError> {
         let playback = Playback::open(&config.input, config.framing)?;
-        let mut slots = [[None; RawTopic::PARTITIONS as usize]; RawTopic::ALL.len()];
+        let mut slots = Slots::default();
         for (slot, assigned) in assigned.iter().enumerate() {
-            if let Log::Raw(topic) = assigned.log {
-                slots[topic as usize][assigned.partition as usize] = Some(slot);
-            }
+            slots[assigned.topic.number()][assigned.partition as usize] = Some(slot);
         }
         let (sender, batches) = bounded(BATCHES);
         let stop = Arc::new(AtomicBool::new(false));
@@ -188,7 +190,7 @@ impl Reader for FileReader {
 struct Feed {
     playback: Playback,
     config: FileConfig,
-    slots: [[Option<usize>; RawTopic::PARTITIONS as usize]; RawTopic::ALL.len()],
+    slots: Slots,
     report_refused: bool,
     sender: Sender<Batch>,
     wake: SyncActivator,
@@ -211,7 +213,7 @@ impl Feed {
     }
 
     fn play(&mut self) -> Result<(), CaptureError> {
-        let mut offsets = [[0i64; RawTopic::PARTITIONS as usize]; RawTopic::ALL.len()];
+        let mut offsets = [[0i64; MAX_PARTITIONS]; InputTopic::ALL.len()];
         let names: Vec<String> = self.playback.files().iter().map(|path| path.display().to_string()).collect();
         let mut batch = Batch::default();
         let mut began: Option<(TimeMs, Instant)> = None;
@@ -234,9 +236,9 @@ impl Feed {
                             let host = key.split_once(':').map_or("", |(_, host)| host);
                             key = format!("{}:{host}", tenants[n]);
                         }
-                        let partition = partition_for_key(key.as_bytes(), RawTopic::PARTITIONS) as usize;
-                        let offset = &mut offsets[envelope.topic as usize][partition];
-                        if let Some(slot) = self.slots[envelope.topic as usize][partition] {
+                        let partition = partition_for_key(key.as_bytes(), envelope.topic.partitions()) as usize;
+                        let offset = &mut offsets[envelope.topic.number()][partition];
+                        if let Some(slot) = self.slots[envelope.topic.number()][partition] {
                             batch.bytes.extend_from_slice(key.as_bytes());
                             batch.bytes.extend_from_slice(envelope.value);
                             batch.lines.push(Stored {

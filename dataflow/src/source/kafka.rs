@@ -41,7 +41,7 @@ impl KafkaReader {
         wake: SyncActivator,
     ) -> Result<Self, ClientError> {
         let start = |a: &Assigned| Start {
-            topic: a.log.name().to_owned(),
+            topic: a.topic.name().to_owned(),
             partition: a.partition,
             offset: Some(a.start_offset()),
         };

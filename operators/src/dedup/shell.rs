@@ -1,6 +1,6 @@
 //! The timely operator around [`Dedup`]: routing, capabilities, metrics.
 
-use logster_schema::{AlertTransition, AlertUpdate, Endpoint, InferenceResult, TimeMs};
+use logster_schema::{AlertUpdate, Endpoint, InferenceResult, TimeMs};
 use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 use serde::{Deserialize, Serialize};
 use timely::container::CapacityContainerBuilder;
@@ -76,9 +76,7 @@ impl Input {
     fn endpoint(&self) -> Endpoint {
         match self {
             Self::Detection(result) => result.endpoint(),
-            Self::Transition(Transition { decision: AlertTransition { tenant_id, endpoint_id, .. }, .. }) => {
-                Endpoint::new(tenant_id, endpoint_id)
-            }
+            Self::Transition(transition) => transition.decision.endpoint(),
         }
     }
 }
