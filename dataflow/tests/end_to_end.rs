@@ -116,6 +116,47 @@ fn captures() -> Vec<PathBuf> {
     .collect()
 }
 
+/// What shippers, and whoever forges their records, may send: [`HOSTILE_REFUSED`] of these become dead letters, the
+/// others events.
+fn hostile() -> Vec<u8> {
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let long = "A".repeat(1 << 20);
+    let values: [(&str, Vec<u8>); 14] = [
+        // Refused: no host's, no text, no JSON, too deep, too large, no time that exists.
+        ("sysmon-logs", br#"{"@timestamp":"2020-09-04T07:28:20Z"}"#.to_vec()),
+        ("linux-auditd-logs", b"[1,2,3]".to_vec()),
+        ("linux-auditd-logs", br#"{"message":7,"host":"h"}"#.to_vec()),
+        ("sysmon-logs", deep.clone().into_bytes()),
+        ("linux-auditd-logs", format!(r#"{{"message":"x","host":"h","deep":{deep}}}"#).into_bytes()),
+        ("linux-ebpf-file-logs", b"{\"message\":\"\xff\xfe\x80\",\"host\":\"h\"}".to_vec()),
+        (
+            "linux-ebpf-process-logs",
+            br#"{"message":"[EXEC] pid=1 ppid=1 uid=0 x","timestamp":NaN,"host":"h"}"#.to_vec(),
+        ),
+        ("linux-auditd-logs", format!(r#"{{"message":"{long}{long}","host":"large"}}"#).into_bytes()),
+        // Taken.
+        ("linux-auditd-logs", format!(r#"{{"message":"{}","host":"large"}}"#, &long[..long.len() / 2]).into_bytes()),
+        ("linux-auditd-logs", br#"{"message":"x","host":"old","@timestamp":"0001-01-01T00:00:00Z"}"#.to_vec()),
+        ("linux-auditd-logs", br#"{"message":"x","host":"new","@timestamp":"9999-12-31T23:59:59Z"}"#.to_vec()),
+        ("linux-auditd-logs", br#"{"message":"x","host":"negative","timestamp":-1e300}"#.to_vec()),
+        ("linux-ebpf-network-logs", br#"{"message":"[CONNECT] pid=4 x -> [::1]:0","host":""}"#.to_vec()),
+        (
+            "linux-ebpf-process-logs",
+            br#"{"message":"","message":"[EXEC] pid=4 ppid=1 uid=0 tmux: server","host":null}"#.to_vec(),
+        ),
+    ];
+    let mut lines = Vec::new();
+    for (n, (topic, value)) in values.into_iter().enumerate() {
+        lines.extend(format!(r#"{{"topic":"{topic}","ts":{},"value":"#, 1_599_204_500_000 + n).bytes());
+        lines.extend(value);
+        lines.extend(b"}\n");
+    }
+    lines
+}
+
+/// Dead letters of [`hostile`].
+const HOSTILE_REFUSED: usize = 8;
+
 /// A directory with the captures and one of nothing but bad lines.
 fn input(dir: &Path) -> PathBuf {
     let input = dir.join("in");
@@ -123,12 +164,7 @@ fn input(dir: &Path) -> PathBuf {
     for capture in captures() {
         std::os::unix::fs::symlink(&capture, input.join(capture.file_name().unwrap())).unwrap();
     }
-    let bad = [
-        r#"{"topic":"sysmon-logs","ts":1599204500000,"value":{"@timestamp":"2020-09-04T07:28:20Z"}}"#,
-        r#"{"topic":"linux-auditd-logs","ts":1599204500001,"value":[1,2,3]}"#,
-        r#"{"topic":"linux-auditd-logs","ts":1599204500002,"value":{"message":7,"host":"h"}}"#,
-    ];
-    std::fs::write(input.join("bad.ndjson"), bad.join("\n") + "\n").unwrap();
+    std::fs::write(input.join("hostile.ndjson"), hostile()).unwrap();
     input
 }
 
@@ -149,7 +185,7 @@ fn any_split_and_either_edge_give_the_same_records() {
     let count = |topic| one.get(&topic).map_or(0, |keys| keys.values().map(Vec::len).sum::<usize>());
     assert!(count(OutputTopic::Normalized) > 1000 && count(OutputTopic::Results) > 20);
     assert!(count(OutputTopic::Alerts) > 0, "the captures hold attacks");
-    assert_eq!(count(OutputTopic::DeadLetters), 4);
+    assert_eq!(count(OutputTopic::DeadLetters), HOSTILE_REFUSED + 1, "and one of the decisions");
     assert_same("1x4", &one, &run_files(&input, &dir.path().join("1x4"), &["-w", "4"]));
 
     // Two processes over TCP.
@@ -187,6 +223,37 @@ fn any_split_and_either_edge_give_the_same_records() {
         })
         .sum();
     assert_eq!(raw - 3, count(OutputTopic::Normalized) + count(OutputTopic::DeadLetters));
+}
+
+/// Ten thousand endpoints that nobody has seen before, within a second: all answered, in bounded memory.
+#[test]
+fn ten_thousand_hosts_a_second() {
+    const HOSTS: usize = 10_000;
+    let dir = tempfile::tempdir().unwrap();
+    let line = |n: usize| {
+        let ts = 1_599_204_500_000 + n as u64 / 10;
+        let message = format!("[EXEC] pid={n} ppid=1 uid=0 sh");
+        format!(r#"{{"topic":"linux-ebpf-process-logs","ts":{ts},"value":{{"message":"{message}","host":"h-{n}"}}}}"#)
+    };
+    let (input, out) = (dir.path().join("flood.ndjson"), dir.path().join("out"));
+    std::fs::write(&input, (0..HOSTS).map(|n| line(n) + "\n").collect::<String>()).unwrap();
+    let mut child = logster(&["run", "--input", input.to_str().unwrap(), "--out", out.to_str().unwrap()])
+        .spawn()
+        .expect("logster starts");
+    let mut peak_kb = 0;
+    while child.try_wait().unwrap().is_none() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+        peak_kb = peak_kb.max(peak.unwrap_or(0_u64));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(child.wait().unwrap().success());
+    let outputs = files(&[&out]);
+    assert_eq!(outputs[&OutputTopic::Normalized].len(), HOSTS);
+    let results = &outputs[&OutputTopic::Results];
+    assert_eq!(results.len(), HOSTS);
+    assert!(results.values().all(|of_host| of_host.len() == 6), "a record lies in six windows");
+    assert!((10_000..1_000_000).contains(&peak_kb), "{peak_kb} kB");
 }
 
 /// Puts an analyst's decisions beside the captures, as the raw topics' neighbour would hold them: the first alert is
