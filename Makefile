@@ -63,9 +63,13 @@ train: ## Train and export the model packages (models/train.sh)
 	models/train.sh
 
 .PHONY: fuzz
-fuzz: ## Run the property tests long: FUZZ_CASES=20000
+fuzz: ## Property tests with FUZZ_CASES=20000; where cargo-fuzz and a nightly Rust are, each parser for FUZZ_SECONDS=60
 	@$(setup) build-packages onnxruntime
 	PROPTEST_CASES=$${FUZZ_CASES:-20000} cargo test $(cargo_flags) --lib --bins
+	@cargo +nightly fuzz --version >/dev/null 2>&1 || echo "note: no cargo-fuzz (cargo install cargo-fuzz) or no nightly Rust: libFuzzer left out"
+	! cargo +nightly fuzz --version >/dev/null 2>&1 || for target in normalize json encoding auditd ebpf; do \
+	    (cd operators/fuzz && cargo +nightly fuzz run $$target -- -max_total_time=$${FUZZ_SECONDS:-60}); \
+	done
 
 .PHONY: clean
 clean: ## Remove build outputs and .tools
