@@ -6,6 +6,7 @@
 #   MODEL_SEEDS     seeds per model (default 5)
 #   MODEL_GAT       platforms whose package holds a trained GAT beside the linear head (default "windows":
 #                   on Linux it has not been evaluated yet)
+#   MODEL_FEEDBACK  folder of `logster export-feedback`: alerts that analysts decided on, to train on as well
 #   MODEL_THREADS   threads of PyTorch (default 1: repeats bit for bit)
 set -euo pipefail
 
@@ -48,10 +49,12 @@ for platform in windows linux; do
         "$logster" export-windows --input "$corpus/$platform" --out "$windows" "${views[@]}"
         sha256sum "$logster" "$corpus/$platform/labels.json" "$windows" >"$windows.sha256"
     fi
+    feedback=()
+    [ -n "${MODEL_FEEDBACK:-}" ] && feedback=(--feedback "$MODEL_FEEDBACK")
     gat=(--linear-only)
     [[ " ${MODEL_GAT:-windows} " == *" $platform "* ]] && gat=()
     nice "$python" -m trainer.train --platform "$platform" --windows "$windows" \
         --labels "$corpus/$platform/labels.json" --work "$work/$platform" --package "packages/$platform" \
-        --version "${MODEL_VERSION:-5}" --seeds "${MODEL_SEEDS:-5}" --threads "$threads" "${gat[@]}"
+        --version "${MODEL_VERSION:-5}" --seeds "${MODEL_SEEDS:-5}" --threads "$threads" "${gat[@]}" "${feedback[@]}"
 done
 "$python" -m trainer.report --work "$work" --out reports

@@ -20,8 +20,10 @@ def iso(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, timezone.utc).isoformat().replace("+00:00", "Z")
 
 
-def write(folder: Path, recordings: int = 6, windows: int = 20, linux: bool = False) -> tuple[Path, Path]:
-    """Recordings `r0`, `r1`, ...; windows 5 to 9 of every other one hold an attack. Returns Arrow file and labels."""
+def write(
+    folder: Path, recordings: int = 6, windows: int = 20, linux: bool = False, name: str = "r", view: str = "all"
+) -> tuple[Path, Path]:
+    """Recordings `r0`, `r1`, ... (of that `name`); windows 5 to 9 of every other one hold an attack. Returns Arrow file and labels."""
     r = np.random.default_rng(5)
     rows, labels = [], []
     for k in range(recordings):
@@ -34,7 +36,7 @@ def write(folder: Path, recordings: int = 6, windows: int = 20, linux: bool = Fa
             host["malicious_process_guids"] = [guid.upper()] if attacked else []
         labels.append(
             {
-                "id": f"r{k}",
+                "id": f"{name}{k}",
                 "family": f"f{k % 3}",
                 "attacks": [f"a{k}"] if attacked else [],
                 "start": iso(span[0]),
@@ -54,10 +56,10 @@ def write(folder: Path, recordings: int = 6, windows: int = 20, linux: bool = Fa
             edges = [(0, i, 0) for i in range(1, n)] + [(0, n, 1)]
             rows.append(
                 {
-                    "recording": f"r{k}",
+                    "recording": f"{name}{k}",
                     "endpoint": "h",
                     "platform": "linux" if linux else "windows",
-                    "view": "all",
+                    "view": view,
                     "window_start": start,
                     "window_end": start + 180_000,
                     "backfill": False,

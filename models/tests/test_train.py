@@ -11,7 +11,7 @@ import numpy as np
 
 from tests import synthetic
 from trainer import fit, linear, report, train
-from trainer.data import AMBIGUOUS, BENIGN, MALICIOUS, load_labels, read
+from trainer.data import AMBIGUOUS, BENIGN, MALICIOUS, load_labels, read, read_feedback
 from trainer.evaluate import Scored, calibration_error, roc_auc
 from trainer.net import Shape
 from trainer.package import session
@@ -122,6 +122,22 @@ class TrainTest(unittest.TestCase):
                 self.report(platform)
                 for kept in (self.path / "work").iterdir():
                     kept.unlink()
+
+    def test_feedback_trains_and_is_not_tested(self):
+        self.corpus()
+        folder = self.path / "feedback"
+        folder.mkdir()
+        synthetic.write(folder, recordings=2, name="feedback-", view="feedback")
+        self.assertEqual({w.view for w in read_feedback(folder, "windows")}, {"feedback"})
+        self.assertEqual(read_feedback(folder, "linux"), [])
+        plain = self.run_main("windows", "--linear-only")
+        with mock.patch.object(train, "linear_fit", wraps=train.linear_fit) as fitted:
+            more = self.run_main("windows", "--linear-only", "--feedback", str(folder))
+        self.assertEqual(more["windows"], plain["windows"])
+        self.assertEqual(more["rows"]["linear head"]["scenarios"], 3)
+        _, data, chosen = fitted.call_args_list[0].args
+        names = {w.recording for w in read_feedback(folder, "windows")}
+        self.assertTrue(names and chosen[-1], "what was decided on is among what is learned from")
 
 
 if __name__ == "__main__":

@@ -207,3 +207,9 @@ def read(path: Path, labels: dict[str, Labels]) -> list[Window]:
                     )
                 )
     return windows
+
+
+def read_feedback(folder: Path, platform: str) -> list[Window]:
+    """Windows that analysts decided on (`logster export-feedback`): they train and are never tested (view `feedback`)."""
+    path = folder / f"{platform}.arrow"
+    return read(path, load_labels(folder / "labels.json")) if path.exists() else []

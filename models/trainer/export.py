@@ -170,6 +170,11 @@ def emit(detector: Detector, metadata: dict[str, str]) -> onnx.ModelProto:
     g.nodes.append(helper.make_node("Split", [both, twice], ["attn_forward", "attn_reverse"], "attn_split", axis=0))
 
     finals = {"logits": logits, "edge_attn": g.op("Concat", "attn_forward", "attn_reverse", axis=1), "node_score": score}
+    return finish(g, finals, metadata)
+
+
+def finish(g: Graph, finals: dict[str, str], metadata: dict[str, str]) -> onnx.ModelProto:
+    """The graph as a checked model; `finals` says which values are the outputs."""
     for name, value in finals.items():
         g.nodes.append(helper.make_node("Identity", [value], [name], name))
 

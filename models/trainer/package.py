@@ -74,6 +74,32 @@ def write(
     detector.eval()
     round_tables(detector)
     model = emit(detector, {"feature_version": FEATURE_VERSION, "platform": platform}).SerializeToString()
+    return store_package(
+        folder,
+        model,
+        name=name,
+        version=version,
+        platform=platform,
+        calibration=calibration,
+        training=training,
+        metrics=metrics,
+        examples=examples,
+    )
+
+
+def store_package(
+    folder: Path,
+    model: bytes,
+    *,
+    name: str,
+    version: str,
+    platform: str,
+    calibration: dict,
+    training: dict,
+    metrics: dict,
+    examples: list[Batch] = (),
+) -> str:
+    """`write`, of a model that is ONNX already."""
     if len(model) > MAX_BYTES:
         raise ValueError(f"the model has {len(model)} bytes, {MAX_BYTES} are allowed")
     batch = union([*self_test_graphs(), *examples])

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from . import fit, folds, linear
-from .data import AMBIGUOUS, BENIGN, MALICIOUS, Window, digest, load_labels, read
+from .data import AMBIGUOUS, BENIGN, MALICIOUS, Window, digest, load_labels, read, read_feedback
 from .evaluate import BUDGETS, Scored, calibration_error, roc_auc
 from .net import Detector, Gat, LinearHead, Shape
 from .package import write
@@ -242,6 +242,7 @@ def main() -> int:
     p.add_argument("--platform", choices=("windows", "linux"), required=True)
     p.add_argument("--windows", type=Path, required=True, help="Arrow file of `logster export-windows`")
     p.add_argument("--labels", type=Path, required=True, help="labels.json of the corpus")
+    p.add_argument("--feedback", type=Path, help="folder of `logster export-feedback`: windows that train and are never tested")
     p.add_argument("--work", type=Path, required=True, help="folder for resumable results")
     p.add_argument("--package", type=Path, required=True, help="folder of the package to write")
     p.add_argument("--version", required=True, help="version of the package")
@@ -253,11 +254,18 @@ def main() -> int:
     torch.set_num_threads(a.threads)
     a.work.mkdir(parents=True, exist_ok=True)
     labels = load_labels(a.labels)
-    data_digest = hashlib.sha256((digest(a.windows) + digest(a.labels)).encode()).hexdigest()
+    sources = [a.windows, a.labels] + (sorted(f for f in a.feedback.iterdir() if f.is_file()) if a.feedback else [])
+    data_digest = hashlib.sha256("".join(map(digest, sources)).encode()).hexdigest()
     windows = read(a.windows, labels)
     present = {w.recording for w in windows}
     labels = {r: l for r, l in labels.items() if r in present}
     splits = folds.by_family(labels) if a.platform == "windows" else folds.by_component(labels)
+    if a.feedback:
+        decided = read_feedback(a.feedback, a.platform)
+        windows += decided
+        names = sorted({w.recording for w in decided})
+        splits = [(fold, test, train + names) for fold, test, train in splits]
+        say(f"feedback: {len(decided)} windows of {len(names)} alerts")
     study = Study(a.platform, windows, a.work, data_digest, splits)
     counts = {k: sum(w.label == v for w in study.tested) for k, v in (("malicious", MALICIOUS), ("benign", BENIGN), ("left out", AMBIGUOUS))}
     say(f"{a.platform}: {len(labels)} recordings, windows {counts}, {sum(len(w.graph.edge_src) for w in study.tested)} edges")
