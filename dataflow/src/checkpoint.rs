@@ -4,6 +4,7 @@
 //! | key | holds |
 //! |---|---|
 //! | `generation` | which run owns the job, with how many workers, and the shard count fixed at first start |
+//! | `topic/<topic>` | [`TopicCheckpoint`]: which topic of that name the partitions' offsets are of |
 //! | `partition/<topic>/<n>` | [`PartitionCheckpoint`]: how far the log is published, where a replay starts |
 //! | `shard/<n>` | [`ShardCheckpoint`]: results below `frontier` are written; backlog and dedup as of then; outbox |
 //! | `tenant/<n>` | [`TenantCheckpoint`]: alerts below `frontier` are written; correlation as of then |
@@ -84,6 +85,13 @@ pub struct Generation {
     pub semantics: String,
 }
 
+/// A topic made anew under its old name has another id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicCheckpoint {
+    /// As the broker says it.
+    pub id: String,
+}
+
 /// Where a replay of a partition starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplayPoint {
@@ -131,12 +139,19 @@ pub struct TenantCheckpoint {
 /// Everything a start takes over.
 #[derive(Clone, Debug, Default)]
 pub struct Restored {
+    /// Ids of topics by name.
+    pub topics: BTreeMap<String, String>,
     /// Partitions by topic name and number.
     pub partitions: BTreeMap<(String, i32), PartitionCheckpoint>,
     /// Shards by number.
     pub shards: BTreeMap<u32, ShardCheckpoint>,
     /// Tenant shards by number.
     pub tenants: BTreeMap<u32, TenantCheckpoint>,
+}
+
+/// Key of a topic's record.
+pub fn topic_key(topic: &str) -> String {
+    format!("topic/{topic}")
 }
 
 /// Key of a partition's record.
@@ -189,6 +204,10 @@ impl Restored {
             let parts: Vec<&str> = key.split('/').collect();
             match parts[..] {
                 [GENERATION_KEY] => {}
+                ["topic", topic] => {
+                    let TopicCheckpoint { id } = decode(key, bytes)?;
+                    restored.topics.insert(topic.to_owned(), id);
+                }
                 ["partition", topic, n] => {
                     let n = n.parse().map_err(|_| unknown())?;
                     restored.partitions.insert((topic.to_owned(), n), decode(key, bytes)?);

@@ -101,6 +101,12 @@ impl PartitionClock {
         if self.max_ms.is_none_or(|max| floor_ms > max) {
             self.max_ms = Some(floor_ms);
             self.raised = true;
+            // Nothing lies between the log's end and the next record: a replay may start there, once what came before
+            // is needed no more. Without this an idle partition would be needed from its last record on for ever,
+            // and retention, deleting that one, would seem to have deleted too much.
+            let offset = self.next_offset();
+            self.index.pop_back_if(|last| last.offset == offset);
+            self.index.push_back(ReplayPoint { offset, arrival_ms: floor_ms });
         }
     }
 
@@ -152,6 +158,22 @@ mod tests {
         Floor(TimeMs),
         /// Stop, and resume from a checkpoint that needs the last `n` ms of arrival.
         Restart(TimeMs),
+    }
+
+    #[test]
+    fn an_idle_partition_needs_no_record_that_is_older_than_what_is_needed() {
+        let mut clock = PartitionClock::new();
+        clock.admit(0, 1_000);
+        clock.admit(1, 2_000);
+        clock.raise(10_000);
+        assert_eq!(clock.checkpoint(5_000).replay.offset, 1, "between the records and the floor");
+        clock.raise(20_000);
+        let checkpoint = clock.checkpoint(15_000);
+        assert_eq!((checkpoint.next, checkpoint.replay.offset), (2, 1), "the floor may still lift a needed record");
+        let checkpoint = clock.checkpoint(20_001);
+        assert_eq!(checkpoint.replay, ReplayPoint { offset: 2, arrival_ms: 20_000 });
+        let mut resumed = PartitionClock::resume(&checkpoint);
+        assert_eq!(resumed.admit(2, 3_000), Admitted { arrival_ms: 20_000, publish: true });
     }
 
     proptest! {

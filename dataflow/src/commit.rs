@@ -8,7 +8,8 @@
 //!   this worker's shards; alerts of its tenants; state changes, each tagged with the epoch it is complete at.
 //! - Output: alert updates, released when the transaction of their results is committed (protocol rule 11).
 //! - State: what is not committed yet; the last committed state of each dirty shard.
-//! - Ordering: within a partition by offset, within a key by time.
+//! - Ordering: within a partition by offset, within a key by time; of one time by what the records say, whatever
+//!   order they come in.
 //! - Failure: none handled here. The writer reports a failed commit and the process ends (rule 6).
 
 pub mod shell;
@@ -255,9 +256,13 @@ impl Committer {
 
         let mut dirty = BTreeSet::new();
         let mut dirty_tenants = BTreeSet::new();
-        for (shard, record) in take_below(&mut self.results, results_to) {
-            dirty.insert(shard);
-            epoch.records.push(record);
+        // Scores come back in any order, and several backfill windows of an endpoint may close at one time.
+        for mut results in take_below(&mut self.results, results_to) {
+            results.sort_by(|(_, a), (_, b)| (&a.key, a.ts_ms, &a.value).cmp(&(&b.key, b.ts_ms, &b.value)));
+            for (shard, record) in results {
+                dirty.insert(shard);
+                epoch.records.push(record);
+            }
         }
         let mut released = Vec::new();
         while let Some(entry) = self.updates.first_entry().filter(|e| below(*e.key(), results_to)) {
@@ -273,7 +278,11 @@ impl Committer {
                 self.outbox.entry(time).or_default().push((shard, update));
             }
         }
-        for change in take_below(&mut self.alerts, alerts_to) {
+        let changes = take_below(&mut self.alerts, alerts_to).flat_map(|mut changes| {
+            changes.sort_by(|a, b| a.alert_id.cmp(&b.alert_id));
+            changes
+        });
+        for change in changes {
             let TenantChange { shard, alert_id, state, published } = change;
             dirty_tenants.insert(shard);
             epoch.records.extend(state.as_ref().filter(|_| published).map(|s| s.update.alert.to_output()));
@@ -346,12 +355,12 @@ impl Committer {
     }
 }
 
-fn take_below<T>(pending: &mut BTreeMap<u64, Vec<T>>, frontier: Frontier) -> impl Iterator<Item = T> + use<T> {
+fn take_below<T>(pending: &mut BTreeMap<u64, Vec<T>>, frontier: Frontier) -> impl Iterator<Item = Vec<T>> + use<T> {
     let rest = match frontier {
         Some(f) => pending.split_off(&f),
         None => BTreeMap::new(),
     };
-    std::mem::replace(pending, rest).into_values().flatten()
+    std::mem::replace(pending, rest).into_values()
 }
 
 /// Decides when the next transaction begins: not sooner than one epoch after the last one, by the wall
@@ -429,6 +438,17 @@ mod tests {
         assert!(!c.is_done());
         c.on_committed(2).unwrap();
         assert!(c.is_done());
+    }
+
+    #[test]
+    fn results_of_one_time_are_written_in_the_same_order_however_they_come() {
+        let written = |times: [i64; 3]| {
+            let mut c = Committer::new(true, BTreeMap::new(), BTreeMap::new(), Rc::default());
+            times.into_iter().for_each(|n| c.result(100, 1, record(n)));
+            c.advance_results(Some(1_000));
+            c.next_epoch().unwrap().records.into_iter().map(|r| r.ts_ms).collect::<Vec<_>>()
+        };
+        assert_eq!(written([1, 2, 3]), written([3, 1, 2]));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use logster_schema::{OutputRecord, Platform, SeverityThresholds};
 use logster_sinks::admin::Arrival;
 use logster_sinks::epoch::{Epoch, Sink, WriterError};
 use logster_sinks::file::FileSink;
+use logster_sinks::writer::BrokerClock;
 use prometheus::Registry;
 use timely::dataflow::ProbeHandle;
 use timely::scheduling::SyncActivator;
@@ -209,6 +210,7 @@ pub fn job_config(config: &Config, until_end: bool) -> JobConfig {
             value::Arrival::Create => Arrival::Create,
         },
         until_end,
+        clock: BrokerClock::default(),
     }
 }
 
@@ -371,9 +373,13 @@ pub fn run(
     };
     let work = move |worker: &mut Worker| {
         let ended = work(worker, &common);
-        if let (Err(error), false) = (&ended, alone) {
-            // The other workers wait for this one, and would for ever.
-            leave(report(error).trim_start_matches("error: ").trim_end().to_owned(), exit_code(error).into());
+        if let Err(error) = &ended {
+            if !alone {
+                // The other workers wait for this one, and would for ever.
+                leave(report(error).trim_start_matches("error: ").trim_end().to_owned(), exit_code(error).into());
+            }
+            // Timely goes on stepping what is installed, and this dataflow would never come to its end.
+            worker.installed_dataflows().into_iter().for_each(|dataflow| worker.drop_dataflow(dataflow));
         }
         ended
     };
@@ -409,7 +415,14 @@ fn work(worker: &mut Worker, common: &Common) -> anyhow::Result<()> {
         }
         Edges::Kafka(job) => {
             let taken = startup::take_over(worker, job.as_ref(), job.shards, &job.semantics)?;
-            let Taken { writer, restored, assigned, ends, generation } = taken;
+            let Taken { mut writer, restored, assigned, ends, generation, topics } = taken;
+            if index == 0 && !job.until_end {
+                job.watch_topics(topics)?;
+            }
+            if job.clock.now_ms().is_none() {
+                // Floors follow the broker's clock: a first answer of it. An epoch without records writes one.
+                writer.commit(Epoch::default())?;
+            }
             (assigned, restored, Box::new(writer), job.until_end.then_some(ends), generation)
         }
     };
@@ -420,8 +433,8 @@ fn work(worker: &mut Worker, common: &Common) -> anyhow::Result<()> {
                 .map(|reader| Box::new(reader) as Box<dyn Reader>)
                 .map_err(Into::into),
             Edges::Kafka(job) => {
-                let live_clock = job.arrival == Arrival::Append;
-                KafkaReader::start(&job.kafka, &job.group, assigned, ends, live_clock, wake)
+                let clock = (job.arrival == Arrival::Append).then(|| job.clock.clone());
+                KafkaReader::start(&job.kafka, &job.group, assigned, ends, clock, wake)
                     .map(|reader| Box::new(reader) as Box<dyn Reader>)
                     .map_err(Into::into)
             }

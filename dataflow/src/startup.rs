@@ -7,6 +7,7 @@
 //!          ◀── barrier ──▶
 //! commit {g + 1, W} with id 0: that commit is the lock
 //! read topics, checkpoints, ends ─▶ take them over
+//! commit ids of topics and starts of partitions that are new to the job
 //! ```
 
 use std::cell::RefCell;
@@ -17,11 +18,11 @@ use std::time::Duration;
 
 use logster_schema::topics::CHECKPOINT_TOPIC;
 use logster_schema::{InputTopic, TimeMs};
-use logster_sinks::admin::{Admin, Arrival, specified};
+use logster_sinks::admin::{Admin, Arrival, Described, specified};
 use logster_sinks::client::KafkaConfig;
 use logster_sinks::epoch::{Checkpoint, Epoch, Sink, WriterError};
 use logster_sinks::reader::{ends, last_values};
-use logster_sinks::writer::{TransactionalWriter, WriterConfig};
+use logster_sinks::writer::{BrokerClock, TransactionalWriter, WriterConfig};
 use serde::{Deserialize, Serialize};
 use timely::ExchangeData;
 use timely::dataflow::ProbeHandle;
@@ -30,16 +31,21 @@ use timely::dataflow::operators::{Input, Inspect, Probe};
 use timely::worker::Worker;
 
 use crate::checkpoint::{
-    CheckpointError, GENERATION_KEY, Generation, PartitionCheckpoint, ReplayPoint, Restored, decode, encode,
-    partition_key,
+    CheckpointError, GENERATION_KEY, Generation, PartitionCheckpoint, ReplayPoint, Restored, TopicCheckpoint, decode,
+    encode, partition_key, topic_key,
 };
+use crate::cluster::{EXIT_FAILED, leave};
 use crate::failure::Failure;
 use crate::source::Assigned;
 
-/// How long a transaction may take before it is given up, and a dead writer may hold back readers.
-const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a transaction may take before it is given up, and a dead writer may hold back readers. Longer than it takes
+/// a cluster to notice a dead broker (`broker.session.timeout.ms`, 9 s by default) and to move what it led.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long reading the checkpoints may stand still.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often a run looks whether its topics are still those it reads.
+const WATCH_TOPICS_EVERY: Duration = Duration::from_secs(5);
 
 /// What a job on Kafka is called and how it is reached.
 #[derive(Clone)]
@@ -58,6 +64,8 @@ pub struct JobConfig {
     pub arrival: Arrival,
     /// Take the ends found at start as the end of input.
     pub until_end: bool,
+    /// The broker's clock, as this process hears it.
+    pub clock: BrokerClock,
 }
 
 /// What a start needs of the log that the job lives on: Kafka, or a simulated one in the tests.
@@ -89,6 +97,14 @@ pub trait JobLog {
     /// As [`JobLog::records`].
     fn logs(&self) -> anyhow::Result<Vec<(String, i32, i64, i64)>>;
 
+    /// The id of each topic of the input that exists. A log whose topics cannot be made anew has none.
+    ///
+    /// # Errors
+    /// As [`JobLog::records`].
+    fn topic_ids(&self) -> anyhow::Result<BTreeMap<String, String>> {
+        Ok(BTreeMap::new())
+    }
+
     /// Another worker is waited for.
     fn wait(&self, worker: &mut Worker) {
         worker.step_or_park(None);
@@ -107,6 +123,8 @@ pub struct Taken<W> {
     pub ends: Vec<i64>,
     /// This run's number.
     pub generation: u64,
+    /// The topics that the run reads.
+    pub topics: BTreeMap<String, Described>,
 }
 
 /// A transactional writer whose checkpoint keys are this job's.
@@ -149,6 +167,7 @@ impl JobConfig {
             transactional_id: format!("{}-{index}", self.job),
             group: Some(self.group.clone()),
             transaction_timeout: TRANSACTION_TIMEOUT,
+            clock: self.clock.clone(),
         }
     }
 
@@ -162,6 +181,36 @@ impl JobConfig {
     /// As [`JobConfig::records`]; another format.
     pub fn generation(&self) -> anyhow::Result<Option<Generation>> {
         generation(self)
+    }
+
+    fn topics(&self) -> anyhow::Result<BTreeMap<String, Described>> {
+        Ok(Admin::new(&self.kafka)?.describe(&InputTopic::ALL.map(InputTopic::name))?)
+    }
+
+    /// Looks at the topics while the run goes on, and ends the process when they are others than those it reads: a
+    /// partition was added, a topic was made anew. The start after that takes the one in and refuses the other.
+    ///
+    /// # Errors
+    /// A thread that cannot be started.
+    pub fn watch_topics(&self, read: BTreeMap<String, Described>) -> anyhow::Result<()> {
+        let job = self.clone();
+        let watch = move || {
+            loop {
+                std::thread::sleep(WATCH_TOPICS_EVERY);
+                // While no broker answers there is nothing to compare.
+                let Ok(now) = job.topics() else { continue };
+                for (topic, was) in &read {
+                    let Some(is) = now.get(topic).filter(|is| *is != was) else { continue };
+                    let what = match is.id == was.id {
+                        false => format!("was deleted and made anew while it was read: its id is {}", is.id),
+                        true => format!("has {} partitions now, {} are read", is.partitions, was.partitions),
+                    };
+                    leave(format!("topic \"{topic}\" {what}"), EXIT_FAILED);
+                }
+            }
+        };
+        std::thread::Builder::new().name("topics".to_owned()).spawn(watch)?;
+        Ok(())
     }
 
     /// Refuses topics that a run could not rely on.
@@ -209,16 +258,21 @@ impl JobLog for JobConfig {
     }
 
     fn logs(&self) -> anyhow::Result<Vec<(String, i32, i64, i64)>> {
-        let partitions = Admin::new(&self.kafka)?.partitions()?;
-        let topics = InputTopic::ALL.map(InputTopic::name).into_iter();
-        let wanted: Vec<(String, i32)> = topics
+        let topics = self.topics()?;
+        let wanted: Vec<(String, i32)> = InputTopic::ALL
+            .map(InputTopic::name)
+            .into_iter()
             .flat_map(|topic| {
-                let count = partitions.get(topic).copied().unwrap_or(0) as i32;
+                let count = topics.get(topic).map_or(0, |found| found.partitions) as i32;
                 (0..count).map(move |partition| (topic.to_owned(), partition))
             })
             .collect();
         let offsets = ends(&self.kafka, &wanted)?;
         Ok(wanted.into_iter().zip(offsets).map(|((t, p), (start, end))| (t, p, start, end)).collect())
+    }
+
+    fn topic_ids(&self) -> anyhow::Result<BTreeMap<String, String>> {
+        Ok(self.topics()?.into_iter().map(|(name, found)| (name, found.id)).collect())
     }
 }
 
@@ -279,13 +333,18 @@ pub fn take_over<L: JobLog>(
         writer.commit(Epoch { checkpoints: vec![lock], ..Epoch::default() })?;
         let (logs, records) = (log.logs()?, log.records()?.into_iter().collect());
         let shared = Shared { generation: generation.generation, records, logs };
-        Some(admit_new_partitions(shared, &mut writer)?)
+        Some(admit(shared, &log.topic_ids()?, &mut writer)?)
     } else {
         None
     };
     let shared = all_gather(worker, log, shared).into_iter().next().expect("worker 0 has sent it");
 
     let restored = Restored::from_records(&shared.records.into_iter().collect())?;
+    let mut topics = BTreeMap::<String, Described>::new();
+    for (topic, ..) in &shared.logs {
+        let id = || restored.topics.get(topic).cloned().unwrap_or_default();
+        topics.entry(topic.clone()).or_insert_with(|| Described { id: id(), partitions: 0 }).partitions += 1;
+    }
     let mine = shared.logs.into_iter().enumerate().filter(|(n, _)| n % peers == index);
     let mut assigned = Vec::new();
     let mut ends = Vec::new();
@@ -312,7 +371,7 @@ pub fn take_over<L: JobLog>(
         shards = restored.shards.len(),
         "took the job over"
     );
-    Ok(Taken { writer, restored, assigned, ends, generation: shared.generation })
+    Ok(Taken { writer, restored, assigned, ends, generation: shared.generation, topics })
 }
 
 /// Refuses a log that does not hold what the checkpoint counts on.
@@ -332,33 +391,41 @@ fn check_range(topic: &str, partition: i32, c: &PartitionCheckpoint, start: i64,
         .into());
     }
     if c.next > end {
-        return Err(Failure::new(format!(
-            "the log ends at offset {end}, but {} records of it are published: the topic was deleted and made anew",
-            c.next
-        ))
-        .at(place)
-        .remedy("name a new job (checkpoint.job): offsets of the new log would be taken for those of the old")
-        .into());
+        let why = format!("its log ends at offset {end}, {} records of it are published", c.next);
+        return Err(made_anew(&why, place).into());
     }
     Ok(())
 }
 
-/// Rule 10: a partition that the job does not know yet starts above everything that is written.
-fn admit_new_partitions(mut shared: Shared, writer: &mut impl Sink) -> anyhow::Result<Shared> {
+fn made_anew(why: &str, place: impl Into<String>) -> Failure {
+    Failure::new(format!("a topic was deleted and made anew: {why}"))
+        .at(place)
+        .remedy("name a new job (checkpoint.job): offsets of the new log would be taken for those of the old")
+}
+
+/// Writes down what is new to the job: topics with their ids, and partitions, which start above everything that is
+/// written (rule 10). Refuses topics that are others than those it has read, whatever their offsets say.
+fn admit(mut shared: Shared, ids: &BTreeMap<String, String>, writer: &mut impl Sink) -> anyhow::Result<Shared> {
     let restored = Restored::from_records(&shared.records.iter().cloned().collect())?;
-    let Some(floor) = restored.greatest_frontier().filter(|_| !restored.partitions.is_empty()) else {
-        return Ok(shared);
-    };
-    let new: Vec<(String, Vec<u8>)> = shared
-        .logs
-        .iter()
-        .filter(|(topic, partition, ..)| !restored.partitions.contains_key(&(topic.clone(), *partition)))
-        .map(|(topic, partition, start, _)| {
+    let mut new = Vec::new();
+    for (topic, id) in ids {
+        match restored.topics.get(topic) {
+            None => new.push((topic_key(topic), encode(&TopicCheckpoint { id: id.clone() }))),
+            Some(known) if known == id => {}
+            Some(known) => {
+                let why = format!("its id is {id}, the checkpoint is of {known}");
+                return Err(made_anew(&why, format!("topic {topic}")).into());
+            }
+        }
+    }
+    if let Some(floor) = restored.greatest_frontier().filter(|_| !restored.partitions.is_empty()) {
+        let known = |topic: &String, n: &i32| restored.partitions.contains_key(&(topic.clone(), *n));
+        for (topic, partition, start, _) in shared.logs.iter().filter(|(topic, n, ..)| !known(topic, n)) {
             let replay = ReplayPoint { offset: *start, arrival_ms: floor };
             let checkpoint = PartitionCheckpoint { next: *start, arrival_ms: floor, replay, exceptions: Vec::new() };
-            (partition_key(topic, *partition), encode(&checkpoint))
-        })
-        .collect();
+            new.push((partition_key(topic, *partition), encode(&checkpoint)));
+        }
+    }
     if !new.is_empty() {
         let checkpoints = new.iter().map(|(key, value)| Checkpoint { key: key.clone(), value: Some(value.clone()) });
         writer.commit(Epoch { checkpoints: checkpoints.collect(), ..Epoch::default() })?;

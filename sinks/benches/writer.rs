@@ -11,7 +11,7 @@ use logster_schema::{OutputRecord, OutputTopic};
 use logster_sinks::admin::{Admin, Arrival, specified};
 use logster_sinks::epoch::{Checkpoint, Epoch, Sink};
 use logster_sinks::testkit::Cluster;
-use logster_sinks::writer::{TransactionalWriter, WriterConfig};
+use logster_sinks::writer::{BrokerClock, TransactionalWriter, WriterConfig};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
@@ -98,6 +98,7 @@ fn main() {
         transactional_id: "bench-0".into(),
         group: None,
         transaction_timeout: Duration::from_secs(10),
+        clock: BrokerClock::default(),
     })
     .expect("a writer");
     let records = records();

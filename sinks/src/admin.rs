@@ -6,6 +6,8 @@
 //!   name; it is never created silently. Existing topics are never changed: partitions of a keyed topic cannot
 //!   be without moving keys, and settings belong to whoever made them.
 
+mod describe;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -17,6 +19,7 @@ use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
+pub use self::describe::Described;
 use crate::client::{ClientError, KafkaConfig, LinkContext, block_on};
 
 /// Largest record of a raw topic, in bytes: ten times Kafka's default, as shippers join lines.
@@ -92,8 +95,10 @@ pub fn specified(arrival: Arrival) -> Vec<TopicSpec> {
             ("max.message.bytes", MAX_OUTPUT_BYTES.to_string()),
             ("segment.bytes", (16 << 20).to_string()),
             ("min.cleanable.dirty.ratio", "0.1".to_owned()),
+            // The answers to our writes tell the broker's clock, which floors of idle partitions follow.
+            ("message.timestamp.type", "LogAppendTime".to_owned()),
         ],
-        required: vec!["cleanup.policy"],
+        required: vec!["cleanup.policy", "message.timestamp.type"],
     };
     let mut all: Vec<_> = RawTopic::ALL.iter().map(|topic| input(topic.name(), RawTopic::PARTITIONS)).collect();
     all.push(input(TRANSITIONS_TOPIC, TRANSITIONS_PARTITIONS));
@@ -250,6 +255,12 @@ impl Admin {
         let metadata = metadata.map_err(|e| self.error("list its topics", e))?;
         let topics = metadata.topics().iter().filter(|topic| topic.error().is_none());
         Ok(topics.map(|topic| (topic.name().to_owned(), topic.partitions().len() as u32)).collect())
+    }
+
+    /// Id and partitions of those of `topics` that exist.
+    pub fn describe(&self, topics: &[&str]) -> Result<BTreeMap<String, Described>, ClientError> {
+        describe::describe(self.client.inner(), topics, self.config.timeout)
+            .map_err(|error| self.error("describe topics", error))
     }
 
     fn found(&self, specs: &[TopicSpec]) -> Result<BTreeMap<String, FoundTopic>, ClientError> {

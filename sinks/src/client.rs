@@ -546,7 +546,8 @@ mod tests {
         };
         Admin::new(&kafka).unwrap().create(&specified(Arrival::Append), None).unwrap();
         let (transactional_id, transaction_timeout) = ("secured-0".into(), Duration::from_secs(10));
-        let config = WriterConfig { kafka: kafka.clone(), transactional_id, group: None, transaction_timeout };
+        let clock = crate::writer::BrokerClock::default();
+        let config = WriterConfig { kafka: kafka.clone(), transactional_id, group: None, transaction_timeout, clock };
         TransactionalWriter::fence(config).unwrap().commit(Epoch::default()).unwrap();
 
         kafka.timeout = Duration::from_secs(2);

@@ -75,6 +75,11 @@ impl Cluster {
         self.script(&["start-broker", &n.to_string()], &[]);
     }
 
+    /// Starts broker `n` again and returns at once.
+    pub fn launch_broker(&self, n: u32) {
+        self.script(&["start-broker", &n.to_string(), "--no-wait"], &[]);
+    }
+
     /// Broker `n` hangs (SIGSTOP), its connections stay open.
     pub fn pause_broker(&self, n: u32) {
         self.script(&["stop-broker", &n.to_string()], &[]);

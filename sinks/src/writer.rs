@@ -17,7 +17,7 @@
 //! An empty transaction of a fenced producer returns success, so an epoch without records writes one.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use logster_schema::partition::{murmur2, partition_for_key};
@@ -28,7 +28,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::{Offset, Timestamp, TopicPartitionList};
 
 use crate::admin::MAX_OUTPUT_BYTES;
 use crate::client::{KafkaConfig, LinkContext};
@@ -45,6 +45,31 @@ pub struct WriterConfig {
     pub group: Option<String>,
     /// How long an epoch may take before it is given up; for as long may a dead writer hold back readers.
     pub transaction_timeout: Duration,
+    /// Hears what the broker's answers say of its clock.
+    pub clock: BrokerClock,
+}
+
+/// The broker's clock, as its answers to writes into the checkpoint topic tell it. Clones share it.
+///
+/// Between two answers it goes on by itself, but not for long: while no broker answers, it stands still. It never
+/// runs ahead of the broker that answered last, and steps of this machine's own clock do not touch it.
+#[derive(Clone, Debug, Default)]
+pub struct BrokerClock(Arc<Mutex<Option<(i64, Instant)>>>);
+
+impl BrokerClock {
+    /// How far it goes without an answer.
+    const GOES_ON: Duration = Duration::from_secs(1);
+
+    /// A broker has said that it is `ms`.
+    pub fn heard(&self, ms: i64) {
+        *self.0.lock().expect("no panic while held") = Some((ms, Instant::now()));
+    }
+
+    /// Now, ms since 1970; `None` before the first answer.
+    pub fn now_ms(&self) -> Option<i64> {
+        let heard = *self.0.lock().expect("no panic while held");
+        heard.map(|(ms, at)| ms + at.elapsed().min(Self::GOES_ON).as_millis() as i64)
+    }
 }
 
 /// The only holder of a transactional id.
@@ -71,11 +96,17 @@ impl TransactionalWriter {
             .set("transaction.timeout.ms", &timeout_ms)
             .set("message.timeout.ms", &timeout_ms)
             .set("message.max.bytes", MAX_OUTPUT_BYTES.to_string());
+        // A broker that hangs, its connections open, is given up in time to write through its successor.
+        let answer = (config.transaction_timeout * 2 / 5).max(Duration::from_secs(1)).min(config.transaction_timeout);
+        default_setting(&mut settings, "socket.timeout.ms", &answer.as_millis().to_string());
         // An epoch comes at once and is waited for: lingering for more would only delay it.
         default_setting(&mut settings, "linger.ms", "1");
         producer_defaults(&mut settings);
-        let producer = BaseProducer::from_config_and_context(&settings, Deliveries::default())
-            .map_err(|e| config.kafka.creation_error(e))?;
+        let producer = BaseProducer::from_config_and_context(
+            &settings,
+            Deliveries { clock: config.clock.clone(), ..Deliveries::default() },
+        )
+        .map_err(|e| config.kafka.creation_error(e))?;
         let progress = config.group.as_deref().map(|group| Progress::new(&config.kafka, group)).transpose()?;
         let writer = Self {
             config,
@@ -270,7 +301,7 @@ pub(crate) fn producer_defaults(settings: &mut ClientConfig) {
     default_setting(settings, "queue.buffering.max.kbytes", "131072"); // an epoch of a fast broker, with room
 }
 
-fn default_setting(settings: &mut ClientConfig, key: &str, value: &str) {
+pub(crate) fn default_setting(settings: &mut ClientConfig, key: &str, value: &str) {
     if settings.get(key).is_none() {
         settings.set(key, value);
     }
@@ -288,6 +319,7 @@ fn reason(error: &KafkaError) -> String {
 #[derive(Default)]
 pub(crate) struct Deliveries {
     pub(crate) link: LinkContext,
+    clock: BrokerClock,
     state: Mutex<Delivered>,
 }
 
@@ -324,7 +356,12 @@ impl ProducerContext for Deliveries {
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         let mut state = self.state();
         match result {
-            Ok(_) => state.acknowledged += 1,
+            Ok(record) => {
+                state.acknowledged += 1;
+                if let Timestamp::LogAppendTime(ms) = record.timestamp() {
+                    self.clock.heard(ms);
+                }
+            }
             Err((error, record)) if state.first_failure.is_none() => {
                 let place = format!("{} partition {}", record.topic(), record.partition());
                 state.first_failure = Some((place, error.clone()));
@@ -397,7 +434,13 @@ mod tests {
     fn config(cluster: &Cluster, id: &str) -> WriterConfig {
         Admin::new(&cluster.config()).unwrap().create(&specified(Arrival::Create), None).unwrap();
         let transaction_timeout = Duration::from_secs(5);
-        WriterConfig { kafka: cluster.config(), transactional_id: id.into(), group: None, transaction_timeout }
+        WriterConfig {
+            kafka: cluster.config(),
+            transactional_id: id.into(),
+            group: None,
+            transaction_timeout,
+            clock: BrokerClock::default(),
+        }
     }
 
     fn record(topic: OutputTopic, key: &str, n: u32) -> OutputRecord {
@@ -417,6 +460,26 @@ mod tests {
             .filter(|record| record.key.as_deref() == Some(key.as_bytes()))
             .map(|record| (record.partition, record.ts_ms, String::from_utf8(record.value.unwrap()).unwrap()))
             .collect()
+    }
+
+    #[test]
+    fn the_brokers_clock_is_heard_and_stands_still_without_answers() {
+        let cluster = Cluster::shared();
+        let config = config(&cluster, "clock-0");
+        let clock = config.clock.clone();
+        let mut writer = TransactionalWriter::fence(config).unwrap();
+        assert_eq!(clock.now_ms(), None, "nothing is written yet");
+        writer.commit(epoch(1, Vec::new())).unwrap();
+        let here = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
+        let heard = clock.now_ms().unwrap();
+        assert!((here - 10_000..=here).contains(&heard), "{heard} at {here}");
+        std::thread::sleep(BrokerClock::GOES_ON);
+        let still = clock.now_ms().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(clock.now_ms(), Some(still));
+        // A broker whose clock was set back is believed: floors that are committed stay.
+        clock.heard(5_000);
+        assert!((5_000..6_000).contains(&clock.now_ms().unwrap()));
     }
 
     #[test]
@@ -558,7 +621,8 @@ mod tests {
         let specs: Vec<_> = specified(Arrival::Create).into_iter().filter(|s| s.name == CHECKPOINT_TOPIC).collect();
         Admin::new(&cluster.config()).unwrap().create(&specs, None).unwrap();
         let (kafka, transaction_timeout) = (cluster.config(), Duration::from_secs(1));
-        let config_0 = WriterConfig { kafka, transactional_id: "outage-0".into(), group: None, transaction_timeout };
+        let (transactional_id, clock) = ("outage-0".into(), BrokerClock::default());
+        let config_0 = WriterConfig { kafka, transactional_id, group: None, transaction_timeout, clock };
         let mut writer = TransactionalWriter::fence(config_0).unwrap();
         let error = writer.commit(epoch(0, vec![record(OutputTopic::Alerts, key, 1)])).unwrap_err().to_string();
         assert_eq!(error, "topic \"logster-alerts\" does not exist: create it with `logster topics create`");

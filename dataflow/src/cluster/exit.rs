@@ -10,6 +10,8 @@ use std::sync::{Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
+/// Exit code after a failure: of a broker, an input, an output.
+pub const EXIT_FAILED: i32 = 1;
 /// Exit code after the loss of a peer or a hung worker.
 pub const EXIT_LOST: i32 = 3;
 /// Exit code of a run that another one has taken over from: not to be restarted.

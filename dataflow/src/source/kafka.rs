@@ -1,10 +1,9 @@
 //! Raw topics as a source: this worker's partitions, through one client.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use logster_schema::TimeMs;
 use logster_sinks::client::{ClientError, KafkaConfig};
 use logster_sinks::consumer::{Consumer, Start};
+use logster_sinks::writer::BrokerClock;
 use timely::scheduling::SyncActivator;
 
 use super::{Assigned, Item, Message, Reader, Standing};
@@ -23,12 +22,12 @@ pub struct KafkaReader {
     /// `--until-end`: the ends found at start, by slot.
     ends: Option<Vec<i64>>,
     proposed: Vec<TimeMs>,
-    /// Floors follow the clock: only where the broker's clock stamps arrivals.
-    live_clock: bool,
+    /// What floors follow: only where the broker's clock stamps arrivals.
+    clock: Option<BrokerClock>,
 }
 
 impl KafkaReader {
-    /// Starts fetching. `ends`: take these offsets as the end of input. `live_clock`: `input.arrival = "append"`.
+    /// Starts fetching. `ends`: take these offsets as the end of input. `clock`: with `input.arrival = "append"`.
     ///
     /// # Errors
     /// A broker that cannot be reached.
@@ -37,7 +36,7 @@ impl KafkaReader {
         group: &str,
         assigned: &[Assigned],
         ends: Option<Vec<i64>>,
-        live_clock: bool,
+        clock: Option<BrokerClock>,
         wake: SyncActivator,
     ) -> Result<Self, ClientError> {
         let start = |a: &Assigned| Start {
@@ -54,7 +53,7 @@ impl KafkaReader {
             }
         };
         let consumer = Consumer::assign(config, group, &starts, BUFFER_BYTES, wake)?;
-        Ok(Self { consumer, ends, proposed: vec![TimeMs::MIN; assigned.len()], live_clock })
+        Ok(Self { consumer, ends, proposed: vec![TimeMs::MIN; assigned.len()], clock })
     }
 
     fn is_finished(&self, slot: usize) -> bool {
@@ -98,9 +97,10 @@ impl Reader for KafkaReader {
         if self.ends.is_some() {
             return if self.is_finished(slot) { Standing::Finished } else { Standing::Reading };
         }
-        if self.live_clock && self.consumer.at_end(slot) {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-            let floor = now.as_millis() as TimeMs - IDLE_MARGIN_MS;
+        if let Some(now) = self.clock.as_ref().and_then(BrokerClock::now_ms)
+            && self.consumer.at_end(slot)
+        {
+            let floor = now - IDLE_MARGIN_MS;
             if floor >= self.proposed[slot].saturating_add(IDLE_STEP_MS) {
                 self.proposed[slot] = floor;
             }

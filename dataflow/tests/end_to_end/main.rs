@@ -1,10 +1,16 @@
 //! The whole path through the real binary: any split into workers and processes, files or a real broker, gives
 //! the same records; and so does a run that is killed again and again.
 
-use std::collections::BTreeMap;
+mod chaos;
+mod faults;
+mod live;
+mod outputs;
+mod overload;
+mod process;
+
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use logster_schema::topics::TRANSITIONS_TOPIC;
 use logster_schema::{Alert, AlertStatus, InputTopic, OutputTopic};
@@ -12,108 +18,38 @@ use logster_sinks::client::KafkaConfig;
 use logster_sinks::reader::{End, read_committed};
 use logster_sinks::testkit::Cluster;
 
-/// Records of one output topic by key, each key's in order; what is written by raw offset (normalized events, dead
-/// letters) by key and raw topic, since the topics of one host have no common order.
-type Outputs = BTreeMap<OutputTopic, BTreeMap<String, Vec<String>>>;
+use crate::outputs::Outputs;
+use crate::process::{free_port, kafka_run, logster, prepare, succeed};
 
-fn logster(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_logster"));
-    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-    command.args(args).args(["--set", "http.enabled=false", "--set", "log.level=warn"]);
-    command.stdin(Stdio::null());
-    command
-}
+/// Recordings of the corpus that a second or two play.
+const SHORT: &[&str] = &[
+    "windows/otrf-empire_uac_shellapi_fodhelper",
+    "windows/otrf-covenant_psremoting_command",
+    "windows/otrf-empire_launcher_vbs",
+    "linux/lin-d07-cron_beacon",
+];
+/// Those and larger ones.
+const LONG: &[&str] = &[
+    "windows/otrf-empire_uac_shellapi_fodhelper",
+    "windows/otrf-covenant_psremoting_command",
+    "windows/otrf-empire_launcher_vbs",
+    "windows/otrf-covenant_dcom_iertutil_dll_hijack",
+    "windows/otrf-empire_dcom_shellwindows_stager",
+    "linux/lin-d04-suid_privesc_nc_fifo",
+    "linux/lin-d07-cron_beacon",
+    "linux/lin-d13-cmdi_python_b64_dropper",
+];
 
-fn succeed(mut command: Command) {
-    let output = command.output().expect("logster starts");
-    assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn file(outputs: &mut Outputs, topic: OutputTopic, key: Option<&str>, value: &[u8]) {
-    let value = String::from_utf8(value.to_vec()).expect("outputs are UTF-8");
-    let source = match topic {
-        OutputTopic::Normalized | OutputTopic::DeadLetters => {
-            let parsed: serde_json::Value = serde_json::from_str(&value).expect("outputs are JSON");
-            parsed["source"].as_str().or(parsed["topic"].as_str()).unwrap_or_default().to_owned()
-        }
-        OutputTopic::Results | OutputTopic::Alerts => String::new(),
-    };
-    let key = format!("{} {source}", key.unwrap_or("-"));
-    outputs.entry(topic).or_default().entry(key).or_default().push(value);
-}
-
-fn files(dirs: &[&Path]) -> Outputs {
-    let mut outputs = Outputs::new();
-    for dir in dirs {
-        for topic in OutputTopic::ALL {
-            let text =
-                std::fs::read_to_string(dir.join(format!("{}.ndjson", topic.name()))).expect("every topic's file");
-            for line in text.lines() {
-                let record: serde_json::Value = serde_json::from_str(line).expect("a JSON line");
-                let raw: BTreeMap<&str, &serde_json::value::RawValue> = serde_json::from_str(line).expect("an object");
-                file(&mut outputs, topic, record["key"].as_str(), raw["value"].get().as_bytes());
-            }
-        }
-    }
-    outputs
-}
-
-fn topics(kafka: &KafkaConfig) -> Outputs {
-    let mut outputs = Outputs::new();
-    for topic in OutputTopic::ALL {
-        let mut records =
-            read_committed(kafka, topic.name(), End::Stable, Duration::from_secs(20)).expect("the topic can be read");
-        records.sort_by_key(|r| (r.partition, r.offset));
-        for record in records {
-            let key = record.key.map(|key| String::from_utf8(key).expect("keys are UTF-8"));
-            file(&mut outputs, topic, key.as_deref(), &record.value.expect("outputs have values"));
-        }
-    }
-    outputs
-}
-
-/// Says where two runs differ, briefly.
-fn assert_same(what: &str, want: &Outputs, got: &Outputs) {
-    for topic in OutputTopic::ALL {
-        let none = BTreeMap::new();
-        let (want, got) = (want.get(&topic).unwrap_or(&none), got.get(&topic).unwrap_or(&none));
-        let count = |o: &BTreeMap<String, Vec<String>>| o.values().map(Vec::len).sum::<usize>();
-        for (key, records) in want {
-            let other = got.get(key).map_or(&[][..], Vec::as_slice);
-            if records != other {
-                let at = records.iter().zip(other).position(|(a, b)| a != b).unwrap_or(records.len().min(other.len()));
-                panic!(
-                    "{what}: {} of key {key} differ at {at} ({} and {} records)\nwant {:?}\ngot  {:?}",
-                    topic.name(),
-                    records.len(),
-                    other.len(),
-                    records.get(at),
-                    other.get(at)
-                );
-            }
-        }
-        assert_eq!(count(want), count(got), "{what}: {} has keys that it should not", topic.name());
-    }
-}
-
-/// Captures to play: some of the corpus where it is there, else the demo's.
-fn captures() -> Vec<PathBuf> {
+/// The recordings where the corpus is there, else the demo's.
+fn captures(names: &[&str]) -> Vec<PathBuf> {
     let demo = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/demo/fleet.ndjson.zst"));
     let Some(corpus) = std::env::var_os("LOGSTER_CORPUS").map(PathBuf::from).filter(|c| c.join("windows").is_dir())
     else {
         eprintln!("LOGSTER_CORPUS is not there: playing the demo's capture");
         return vec![demo];
     };
-    [
-        "windows/otrf-empire_uac_shellapi_fodhelper.ndjson.zst",
-        "windows/otrf-covenant_psremoting_command.ndjson.zst",
-        "windows/otrf-empire_launcher_vbs.ndjson.zst",
-        "linux/lin-d07-cron_beacon.ndjson.zst",
-    ]
-    .map(|name| corpus.join(name))
-    .into_iter()
-    .filter(|path| path.is_file())
-    .collect()
+    let paths = names.iter().map(|name| corpus.join(format!("{name}.ndjson.zst")));
+    paths.filter(|path| path.is_file()).collect()
 }
 
 /// What shippers, and whoever forges their records, may send: [`HOSTILE_REFUSED`] of these become dead letters, the
@@ -158,10 +94,10 @@ fn hostile() -> Vec<u8> {
 const HOSTILE_REFUSED: usize = 8;
 
 /// A directory with the captures and one of nothing but bad lines.
-fn input(dir: &Path) -> PathBuf {
+fn input(dir: &Path, names: &[&str]) -> PathBuf {
     let input = dir.join("in");
     std::fs::create_dir_all(&input).unwrap();
-    for capture in captures() {
+    for capture in captures(names) {
         std::os::unix::fs::symlink(&capture, input.join(capture.file_name().unwrap())).unwrap();
     }
     std::fs::write(input.join("hostile.ndjson"), hostile()).unwrap();
@@ -172,21 +108,21 @@ fn run_files(input: &Path, out: &Path, extra: &[&str]) -> Outputs {
     let mut command = logster(&["run", "--input", input.to_str().unwrap(), "--out", out.to_str().unwrap()]);
     command.args(extra);
     succeed(command);
-    files(&[out])
+    Outputs::of_files(&[out])
 }
 
 #[test]
 fn any_split_and_either_edge_give_the_same_records() {
     let dir = tempfile::tempdir().unwrap();
-    let input = input(dir.path());
+    let input = input(dir.path(), SHORT);
     decide(&input, &run_files(&input, &dir.path().join("undecided"), &["-w", "1"]));
     let one = run_files(&input, &dir.path().join("1x1"), &["-w", "1"]);
     assert_decided(&one);
-    let count = |topic| one.get(&topic).map_or(0, |keys| keys.values().map(Vec::len).sum::<usize>());
+    let count = |topic| one.count(topic);
     assert!(count(OutputTopic::Normalized) > 1000 && count(OutputTopic::Results) > 20);
     assert!(count(OutputTopic::Alerts) > 0, "the captures hold attacks");
     assert_eq!(count(OutputTopic::DeadLetters), HOSTILE_REFUSED + 1, "and one of the decisions");
-    assert_same("1x4", &one, &run_files(&input, &dir.path().join("1x4"), &["-w", "4"]));
+    one.assert_same("1x4", &run_files(&input, &dir.path().join("1x4"), &["-w", "4"]));
 
     // Two processes over TCP.
     let outs = [dir.path().join("2x2-0"), dir.path().join("2x2-1")];
@@ -206,14 +142,14 @@ fn any_split_and_either_edge_give_the_same_records() {
         let output = process.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    assert_same("2x2", &one, &files(&[&outs[0], &outs[1]]));
+    one.assert_same("2x2", &Outputs::of_files(&[&outs[0], &outs[1]]));
 
     // Through a real broker.
     let cluster = Cluster::start();
     let brokers = cluster.brokers();
     prepare(brokers, &input);
     succeed(kafka_run(brokers, 2));
-    assert_same("kafka", &one, &topics(&KafkaConfig::plain(brokers)));
+    one.assert_same("kafka", &Outputs::of_topics(&KafkaConfig::plain(brokers)));
 
     // Raw in = normalized + dead letters; of the four decisions one is a dead letter.
     let raw: usize = InputTopic::ALL
@@ -248,18 +184,17 @@ fn ten_thousand_hosts_a_second() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(child.wait().unwrap().success());
-    let outputs = files(&[&out]);
-    assert_eq!(outputs[&OutputTopic::Normalized].len(), HOSTS);
-    let results = &outputs[&OutputTopic::Results];
-    assert_eq!(results.len(), HOSTS);
-    assert!(results.values().all(|of_host| of_host.len() == 6), "a record lies in six windows");
+    let outputs = Outputs::of_files(&[&out]);
+    assert_eq!(outputs.keys(OutputTopic::Normalized).count(), HOSTS);
+    assert_eq!(outputs.keys(OutputTopic::Results).count(), HOSTS);
+    assert!(outputs.keys(OutputTopic::Results).all(|(_, of_host)| of_host.len() == 6), "a record lies in six windows");
     assert!((10_000..1_000_000).contains(&peak_kb), "{peak_kb} kB");
 }
 
 /// Puts an analyst's decisions beside the captures, as the raw topics' neighbour would hold them: the first alert is
 /// acknowledged and then called a false positive, somebody asks for what is not allowed, and a line is no decision.
 fn decide(input: &Path, undecided: &Outputs) {
-    let alerts = undecided[&OutputTopic::Alerts].values().flatten();
+    let alerts = undecided.keys(OutputTopic::Alerts).flat_map(|(_, records)| records);
     let alert = alerts.map(|text| serde_json::from_str::<Alert>(text).unwrap()).min_by_key(|a| a.created_at).unwrap();
     let transition = |seconds: i64, to: &str| {
         let Alert { alert_id, tenant_id, endpoint_id, created_at, .. } = &alert;
@@ -276,7 +211,7 @@ fn decide(input: &Path, undecided: &Outputs) {
 
 /// The first alert ends as its analyst said, with every step kept.
 fn assert_decided(outputs: &Outputs) {
-    let alerts = outputs[&OutputTopic::Alerts].values().flatten();
+    let alerts = outputs.keys(OutputTopic::Alerts).flat_map(|(_, records)| records);
     let alerts = alerts.map(|text| serde_json::from_str::<Alert>(text).unwrap());
     let last = alerts.filter(|a| !a.transitions.is_empty()).max_by_key(|a| a.revision).expect("a decided alert");
     assert_eq!(last.status, AlertStatus::FalsePositive);
@@ -288,42 +223,10 @@ fn assert_decided(outputs: &Outputs) {
     assert_eq!(steps, want);
 }
 
-/// kill -9 at seeded moments, each time with another number of workers: a reader sees nothing of it.
-#[test]
-fn killed_again_and_again_nothing_is_lost_or_doubled() {
-    let dir = tempfile::tempdir().unwrap();
-    let input = input(dir.path());
-    let undisturbed = run_files(&input, &dir.path().join("whole"), &["-w", "1"]);
-    let cluster = Cluster::start();
-    let brokers = cluster.brokers();
-    prepare(brokers, &input);
-    let mut seed = 0x5eed_u64;
-    let mut kills = 0;
-    for workers in [2, 1, 3, 2, 4, 1, 2, 3] {
-        let mut process = kafka_run(brokers, workers).stderr(Stdio::null()).spawn().expect("logster starts");
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let until = Instant::now() + Duration::from_millis(300 + (seed >> 33) % 2_500);
-        let mut ended = false;
-        while Instant::now() < until && !ended {
-            ended = process.try_wait().unwrap().is_some();
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        if !ended {
-            kills += 1;
-            process.kill().unwrap();
-        }
-        process.wait().unwrap();
-    }
-    succeed(kafka_run(brokers, 2));
-    assert!(kills >= 2, "the runs ended before they could be killed");
-    eprintln!("{kills} kills");
-    assert_same("after kills", &undisturbed, &topics(&KafkaConfig::plain(brokers)));
-}
-
 /// `--until-end` ends an input, not the job: what is produced later is judged by a later run.
 #[test]
 fn a_second_run_goes_on_where_the_first_ended() {
-    let first = captures().remove(0);
+    let first = captures(SHORT).remove(0);
     let demo = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/demo/fleet.ndjson.zst"));
     if first == demo {
         eprintln!("needs a capture older than the demo's: skipped without the corpus");
@@ -333,27 +236,12 @@ fn a_second_run_goes_on_where_the_first_ended() {
     let brokers = cluster.brokers();
     prepare(brokers, &first);
     succeed(kafka_run(brokers, 2));
-    let results = |outputs: &Outputs| outputs.get(&OutputTopic::Results).map_or(0, BTreeMap::len);
-    let before = topics(&KafkaConfig::plain(brokers));
+    let results = |outputs: &Outputs| outputs.keys(OutputTopic::Results).count();
+    let before = Outputs::of_topics(&KafkaConfig::plain(brokers));
     assert!(results(&before) > 0);
     succeed(logster(&["produce", "--kafka", brokers, "--input", demo.to_str().unwrap()]));
     succeed(kafka_run(brokers, 1));
-    let after = topics(&KafkaConfig::plain(brokers));
+    let after = Outputs::of_topics(&KafkaConfig::plain(brokers));
     assert_eq!(results(&after), results(&before) + 9, "the demo's nine hosts have results now");
-    assert!(after[&OutputTopic::Alerts].keys().any(|key| key.starts_with("default:fin-ws-014")));
-}
-
-fn prepare(brokers: &str, input: &Path) {
-    succeed(logster(&["topics", "create", "--kafka", brokers, "--set", "input.arrival=create"]));
-    succeed(logster(&["produce", "--kafka", brokers, "--input", input.to_str().unwrap()]));
-}
-
-fn kafka_run(brokers: &str, workers: u32) -> Command {
-    let mut command = logster(&["run", "--kafka", brokers, "--until-end", "--set", "input.arrival=create"]);
-    command.args(["-w", &workers.to_string()]);
-    command
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    assert!(after.keys(OutputTopic::Alerts).any(|(key, _)| key.starts_with("default:fin-ws-014")));
 }
