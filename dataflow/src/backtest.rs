@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use logster_schema::{InferenceResult, Platform, Prediction, TimeMs, time};
+use logster_schema::{InferenceResult, Platform, Prediction, RuleLevel, TimeMs, time};
 use serde::{Deserialize, Serialize};
 
 /// One recording as `labels.json` describes it. Fields that the judgement does not need are ignored.
@@ -56,6 +56,9 @@ pub struct BenignInterval {
 
 /// Intervals of one host, merged, in ms.
 type Intervals = BTreeMap<String, Vec<(TimeMs, TimeMs)>>;
+
+/// What a window counts as in which a rule raised a detection: above every probability.
+const RULE_SCORE: f64 = 2.0;
 
 /// Ends that lie this close are the same: labels are cut at events.
 const TOLERANCE_MS: i64 = 1_000;
@@ -170,6 +173,8 @@ pub struct ScoredWindow {
     pub attack_prob: f64,
     /// Counted by verdict.
     pub prediction: Prediction,
+    /// Highest level of the rules that matched in its last interval.
+    pub rule: Option<RuleLevel>,
 }
 
 impl From<&InferenceResult> for ScoredWindow {
@@ -182,6 +187,7 @@ impl From<&InferenceResult> for ScoredWindow {
             end_ms: r.window_end,
             attack_prob: r.attack_prob,
             prediction: r.prediction,
+            rule: r.raised_by_rule(RuleLevel::Informational),
         }
     }
 }
@@ -228,6 +234,9 @@ pub struct Totals {
     pub median_seconds_to_detect: Option<f64>,
     pub confusion: Confusion,
     pub curve: Vec<CurvePoint>,
+    /// The same with the rules that raise alerts beside the model; a threshold above 1 is rules alone.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub curve_with_rules: Vec<CurvePoint>,
 }
 
 /// Windows by class and by whether they reached the alert threshold.
@@ -243,7 +252,7 @@ pub struct Confusion {
 /// One threshold of the curve of scenarios detected against false alerts.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CurvePoint {
-    /// `attack_prob` from which a window counts.
+    /// `attack_prob` from which a window counts; [`RULE_SCORE`] is more than any.
     pub threshold: f64,
     /// Scenarios detected.
     pub detected: u64,
@@ -302,6 +311,9 @@ pub struct Report {
     pub models: BTreeMap<Platform, ModelId>,
     /// Alert threshold of the run.
     pub threshold: f64,
+    /// Version of the rule set, if there was one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ruleset: Option<String>,
     /// Wall time and speed.
     pub timing: Timing,
 }
@@ -333,8 +345,20 @@ impl std::fmt::Display for Report {
             )?;
         }
         for (platform, t) in &self.platforms {
-            let at = |k: u64| t.curve.iter().filter(|p| p.false_alerts <= k).map(|p| p.detected).max().unwrap_or(0);
-            writeln!(f, "{platform}: detected at 0/1/2/4 false alerts {}/{}/{}/{}", at(0), at(1), at(2), at(4))?;
+            for (with, curve) in [("", &t.curve), (" with rules", &t.curve_with_rules)] {
+                let at = |k: u64| curve.iter().filter(|p| p.false_alerts <= k).map(|p| p.detected).max().unwrap_or(0);
+                if !curve.is_empty() {
+                    let at = [0, 1, 2, 4].map(at);
+                    writeln!(
+                        f,
+                        "{platform}{with}: detected at 0/1/2/4 false alerts {}/{}/{}/{}",
+                        at[0], at[1], at[2], at[3]
+                    )?;
+                }
+            }
+            if let Some(p) = t.curve_with_rules.first().filter(|p| p.threshold >= RULE_SCORE) {
+                writeln!(f, "{platform} rules alone: {} detected at {} false alerts", p.detected, p.false_alerts)?;
+            }
         }
         let missed: Vec<&str> =
             self.scenarios.iter().filter(|r| r.detected == Some(false)).map(|r| r.id.as_str()).collect();
@@ -354,12 +378,13 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// Judges an outcome. `threshold` and `dedup_ms` are those of the run.
+/// Judges an outcome. `threshold`, `dedup_ms` and `rules_from` (`None`: no rules) are those of the run.
 pub fn judge(
     recordings: &[Recording],
     outcome: &Outcome,
     threshold: f64,
     dedup_ms: i64,
+    rules_from: Option<RuleLevel>,
 ) -> (Totals, BTreeMap<Platform, Totals>, Vec<Row>) {
     let by_id: BTreeMap<&str, &Recording> = recordings.iter().map(|r| (r.id.as_str(), r)).collect();
     let mut judged: Vec<Judged<'_>> = outcome
@@ -448,7 +473,10 @@ pub fn judge(
             pr_auc: pr_auc(&scores).map(round),
             median_seconds_to_detect: median(&seconds),
             confusion,
-            curve: curve(&judged, dedup_ms),
+            curve: curve(&judged, dedup_ms, |w| w.attack_prob),
+            curve_with_rules: rules_from.map_or_else(Vec::new, |from| {
+                curve(&judged, dedup_ms, |w| if w.rule >= Some(from) { RULE_SCORE } else { w.attack_prob })
+            }),
         }
     };
     let platforms = Platform::ALL
@@ -520,13 +548,13 @@ fn pr_auc(scores: &[(f64, bool)]) -> Option<f64> {
 }
 
 /// Scenarios detected and false alerts at every score that occurs; at most the points up to 100 false alerts.
-fn curve(judged: &[&Judged<'_>], dedup_ms: i64) -> Vec<CurvePoint> {
+fn curve(judged: &[&Judged<'_>], dedup_ms: i64, score: impl Fn(&ScoredWindow) -> f64) -> Vec<CurvePoint> {
     let mut best: BTreeMap<&str, f64> = BTreeMap::new();
     for j in judged.iter().filter(|j| j.class == Class::Malicious) {
         let best = best.entry(&j.window.recording).or_insert(0.0);
-        *best = best.max(j.window.attack_prob);
+        *best = best.max(score(j.window));
     }
-    let mut thresholds: Vec<f64> = judged.iter().map(|j| j.window.attack_prob).filter(|p| *p > 0.0).collect();
+    let mut thresholds: Vec<f64> = judged.iter().map(|j| score(j.window)).filter(|p| *p > 0.0).collect();
     thresholds.sort_by(|a, b| b.total_cmp(a));
     thresholds.dedup();
     let mut points: Vec<CurvePoint> = Vec::new();
@@ -534,10 +562,15 @@ fn curve(judged: &[&Judged<'_>], dedup_ms: i64) -> Vec<CurvePoint> {
         let point = CurvePoint {
             threshold,
             detected: best.values().filter(|p| **p >= threshold).count() as u64,
-            false_alerts: false_alerts(judged, threshold, dedup_ms),
+            false_alerts: false_alerts(judged, dedup_ms, |w| score(w) >= threshold),
         };
         match points.last_mut() {
-            Some(last) if (last.detected, last.false_alerts) == (point.detected, point.false_alerts) => *last = point,
+            Some(last)
+                if last.threshold != RULE_SCORE
+                    && (last.detected, last.false_alerts) == (point.detected, point.false_alerts) =>
+            {
+                *last = point;
+            }
             _ => points.push(point),
         }
         if point.false_alerts > 100 {
@@ -548,10 +581,10 @@ fn curve(judged: &[&Judged<'_>], dedup_ms: i64) -> Vec<CurvePoint> {
 }
 
 /// Groups of detections of one host, no further apart than the dedup window, that are benign throughout.
-fn false_alerts(judged: &[&Judged<'_>], threshold: f64, dedup_ms: i64) -> u64 {
+fn false_alerts(judged: &[&Judged<'_>], dedup_ms: i64, detects: impl Fn(&ScoredWindow) -> bool) -> u64 {
     let mut count = 0;
     let mut group: Option<(&Judged<'_>, bool)> = None;
-    for j in judged.iter().filter(|j| j.window.attack_prob >= threshold) {
+    for j in judged.iter().filter(|j| detects(j.window)) {
         let benign = j.class == Class::Benign;
         group = match group {
             Some((last, all))
@@ -591,6 +624,7 @@ mod tests {
             end_ms: end_s * 1000,
             attack_prob,
             prediction: Prediction::Benign,
+            rule: None,
         }
     }
 
@@ -617,7 +651,7 @@ mod tests {
             BTreeMap::from([("1".to_owned(), alert("a", &["a-60"])), ("2".to_owned(), alert("a", &["a-330"]))]);
         let normalized = BTreeMap::from([("a".to_owned(), 7), ("b".to_owned(), 3)]);
         let outcome = Outcome { windows, alerts, normalized, dead_letters: BTreeMap::from([(String::new(), 2)]) };
-        let (totals, platforms, rows) = judge(&recordings, &outcome, 0.7, 300_000);
+        let (totals, platforms, rows) = judge(&recordings, &outcome, 0.7, 300_000, None);
         assert_eq!((totals.scenarios, totals.detected, totals.false_alerts), (1, 1, 1));
         assert_eq!((totals.windows_malicious, totals.windows_benign), (1, 3));
         assert_eq!((totals.events, totals.normalized, totals.dead_letters), (12, 10, 2));
@@ -633,6 +667,23 @@ mod tests {
         assert_eq!(at(0.9), Some((0, 1)));
         // At 0.8 the benign and the malicious window of "a" lie within the dedup window: one alert, not false.
         assert_eq!(at(0.8), Some((1, 0)));
+    }
+
+    #[test]
+    fn rules_stand_above_every_probability() {
+        let recordings = [recording("a", &[(300_000, 320_000)], &[(0, 290_000)])];
+        let rule = |level, window: ScoredWindow| ScoredWindow { rule: Some(level), ..window };
+        let windows = vec![
+            rule(RuleLevel::Medium, window("a", 20, 0.2)), // benign, below the level that raises alerts
+            rule(RuleLevel::Critical, window("a", 330, 0.0)), // malicious
+        ];
+        let outcome = Outcome { windows, ..Outcome::default() };
+        let curve = |from| judge(&recordings, &outcome, 0.7, 300_000, from).0.curve_with_rules;
+        let points =
+            |from| curve(Some(from)).iter().map(|p| (p.threshold, p.detected, p.false_alerts)).collect::<Vec<_>>();
+        assert_eq!(points(RuleLevel::High), [(RULE_SCORE, 1, 0), (0.2, 1, 1)]);
+        assert_eq!(points(RuleLevel::Medium), [(RULE_SCORE, 1, 1)]);
+        assert_eq!(curve(None), []);
     }
 
     #[test]

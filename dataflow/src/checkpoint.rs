@@ -83,6 +83,9 @@ pub struct Generation {
     pub shards: u32,
     /// Settings that committed results depend on, in words: fixed at first start.
     pub semantics: String,
+    /// Version of the run's rule set; `None`: it had no rules.
+    #[serde(default)]
+    pub ruleset: Option<String>,
 }
 
 /// A topic made anew under its old name has another id.

@@ -54,6 +54,8 @@ pub enum Command {
     Config(cmd::config::Args),
     /// Verify or describe the model packages.
     Model(cmd::model::Args),
+    /// Check Sigma rules.
+    Rules(cmd::rules::Args),
     /// Show what the checkpoints hold.
     State(cmd::state::Args),
 }
@@ -96,7 +98,7 @@ impl Cli {
             Command::Backtest(args) => args.overrides(&mut overrides),
             Command::ExportWindows(args) => args.overrides(&mut overrides),
             Command::State(args) => args.overrides(&mut overrides),
-            Command::Demo(_) | Command::Config(_) | Command::Model(_) => {}
+            Command::Demo(_) | Command::Config(_) | Command::Model(_) | Command::Rules(_) => {}
         }
         for (path, value) in &self.set {
             overrides.option(&format!("--set {path}"), path, Some(value));
@@ -138,6 +140,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Backtest(args) => cmd::backtest::run(args, &config),
         Command::ExportWindows(args) => cmd::export_windows::run(args, &config),
         Command::Model(args) => cmd::model::run(args, &config),
+        Command::Rules(args) => cmd::rules::run(args, &config),
         Command::State(args) => cmd::state::run(args, &config),
         Command::Config(_) => unreachable!("answered above"),
     }

@@ -6,6 +6,7 @@ pub mod demo;
 pub mod export_windows;
 pub mod model;
 pub mod produce;
+pub mod rules;
 pub mod run;
 pub mod state;
 pub mod topics;

@@ -31,8 +31,8 @@ use logster_sinks::client::{self, KafkaConfig};
 pub use layers::{ENV_PREFIX, File, Override};
 pub use problem::{Origin, Problem, Problems};
 use value::{
-    Arrival, Bytes, Device, Fallback, InputSource, LogFilter, LogFormat, Mechanism, Properties, Protocol, Secret, Span,
-    Speed, Value,
+    AlertingLevel, Arrival, Bytes, Device, Fallback, InputSource, LogFilter, LogFormat, Mechanism, Properties,
+    Protocol, Secret, Span, Speed, Value,
 };
 
 /// One setting, as the table declares it.
@@ -253,6 +253,15 @@ settings! {
         /// Edges that one call of the model takes at most. 2,000 to 8,000 suit a processor's caches; a GPU
         /// wants 100,000 and more.
         max_batch_edges: u32 = 8192 in 1..=262144;
+    }
+
+    /// Sigma rules, evaluated on every event beside the model. `logster rules check` says what is wrong with them.
+    ["rules"] rules: Rules {
+        /// Files and folders of Sigma rules (.yml, .yaml; folders with all that is below). Empty: none.
+        paths: Vec<String> = [];
+        /// A match of a rule of this level and above is a detection, alone too: medium, high and critical rules raise
+        /// alerts of that severity. Matches of lower levels are shown with the window.
+        min_level: AlertingLevel = "high";
     }
 
     /// From detections to alerts.

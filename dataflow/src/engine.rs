@@ -16,6 +16,7 @@ use logster_operators::dedup::{DedupConfig, DedupMetrics};
 use logster_operators::features::FEATURE_VERSION;
 use logster_operators::infer::{InferConfig, InferMetrics, infer};
 use logster_operators::normalize::NormalizeConfig;
+use logster_operators::rules::RuleSet;
 use logster_operators::score::{Device, ModelPackage, Runtime, Scorer, ScorerConfig};
 use logster_operators::window::WindowConfig;
 use logster_schema::result::content_id;
@@ -37,6 +38,7 @@ use crate::config::value;
 use crate::failure::{Failure, exit_code, report};
 use crate::http::{HealthState, Milestone};
 use crate::metrics::{Metrics, Queue, STAGES};
+use crate::rules;
 use crate::source::file::{FileConfig, FileReader};
 use crate::source::kafka::KafkaReader;
 use crate::source::{Assigned, NoReader, Reader, SourceConfig, SourceMetrics};
@@ -133,7 +135,12 @@ impl Models {
 }
 
 /// Settings of the dataflow.
-pub fn topology_config(config: &Config, models: &Models, checkpointing: bool) -> TopologyConfig {
+pub fn topology_config(
+    config: &Config,
+    models: &Models,
+    rules: Option<Arc<RuleSet>>,
+    checkpointing: bool,
+) -> TopologyConfig {
     let time = config.time_limits();
     let (width_ms, hop_ms) = (config.inference.window.ms(), config.inference.interval.ms());
     TopologyConfig {
@@ -146,6 +153,7 @@ pub fn topology_config(config: &Config, models: &Models, checkpointing: bool) ->
             max_pending: MAX_PENDING,
             refresh: REFRESH,
         },
+        rules: rules.clone(),
         window: WindowConfig {
             width_ms,
             hop_ms,
@@ -160,9 +168,12 @@ pub fn topology_config(config: &Config, models: &Models, checkpointing: bool) ->
                 .then(|| Arc::new(config.inference.idle_allowlist.iter().cloned().collect())),
             attack_from: config.alerts.min_threshold,
             model_versions: models.versions(),
+            rules,
+            rules_from: rules::min_level(config),
         },
         dedup: DedupConfig {
             min_threshold: config.alerts.min_threshold,
+            rules_from: rules::min_level(config),
             dedup_window_ms: i64::from(config.alerts.dedup_window_seconds) * 1000,
             // A backfill window closes at most a window after it opened; one interval and lateness on top.
             margin_ms: width_ms + hop_ms + time.max_lateness_ms,
@@ -211,15 +222,21 @@ pub fn job_config(config: &Config, until_end: bool) -> JobConfig {
         },
         until_end,
         clock: BrokerClock::default(),
+        ruleset: None,
     }
 }
 
-/// What the processes of a run must agree on, as a digest: settings that results or routing depend on.
-pub fn fingerprint(config: &Config) -> String {
+/// What the processes of a run must agree on, as a digest: settings and rules that results or routing depend on.
+///
+/// # Errors
+/// Rules that a run does not start with.
+pub fn fingerprint(config: &Config) -> anyhow::Result<String> {
+    let rules = rules::load(config)?;
     let job = job_config(config, false);
     let model = config.model.packages.display();
     let text = format!(
-        "{} shards={} {} max_events={} min_threshold={} retention={} backfill_windows={} allowlist={:?} model={model}",
+        "{} shards={} {} max_events={} min_threshold={} retention={} backfill_windows={} allowlist={:?} \
+         model={model} rules={:?} from {}",
         env!("CARGO_PKG_VERSION"),
         job.shards,
         job.semantics,
@@ -228,8 +245,10 @@ pub fn fingerprint(config: &Config) -> String {
         config.alerts.retention.ms(),
         config.input.max_open_backfill_windows,
         config.inference.use_idle_allowlist.then_some(&config.inference.idle_allowlist),
+        rules.as_ref().map(|rules| rules.digest()),
+        rules::min_level(config),
     );
-    content_id(&[&text])
+    Ok(content_id(&[&text]))
 }
 
 /// All counters of a process.
@@ -263,6 +282,7 @@ impl AllMetrics {
                 clamped: m.clamped.clone(),
                 held_back: m.held_back.clone(),
             },
+            rules: m.rules(),
             window: m.window(index),
             infer: InferMetrics {
                 results: m.inferences.clone(),
@@ -339,7 +359,12 @@ pub fn run(
     health: &HealthState,
 ) -> anyhow::Result<()> {
     health.reached(Milestone::ModelLoaded);
-    let (files, checkpointing) = match &plan.edges {
+    let rules = rules::load(config)?;
+    let mut edges = plan.edges;
+    if let Edges::Kafka(job) = &mut edges {
+        job.ruleset = rules.as_ref().map(|rules| rules.version().to_owned());
+    }
+    let (files, checkpointing) = match &edges {
         Edges::Files(_) => (config.output.dir.as_deref().map(create_output).transpose()?, false),
         Edges::Kafka(job) => {
             job.check_topics()?;
@@ -348,8 +373,8 @@ pub fn run(
     };
     let common = Arc::new(Common {
         workers: plan.workers,
-        topology: topology_config(config, &models, checkpointing),
-        edges: plan.edges,
+        topology: topology_config(config, &models, rules, checkpointing),
+        edges,
         scorer: models.scorer,
         files,
         observer: plan.observer,

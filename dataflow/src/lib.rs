@@ -17,6 +17,7 @@ pub mod failure;
 pub mod http;
 pub mod logging;
 pub mod metrics;
+pub mod rules;
 pub mod source;
 pub mod startup;
 pub mod summary;

@@ -10,13 +10,14 @@
 
 use std::fmt::Write;
 
+use logster_operators::rules::RulesMetrics;
 use logster_operators::window::WindowMetrics;
-use logster_schema::{DeadLetterReason, InputTopic, Platform, Prediction};
+use logster_schema::{DeadLetterReason, InputTopic, Platform, Prediction, RuleLevel};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    exponential_buckets,
+    Counter, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, exponential_buckets,
 };
 
 use crate::engine::AllMetrics;
@@ -62,6 +63,10 @@ pub struct Metrics {
     pub clamped: IntCounter,
     /// Activations in which a source read nothing because something downstream was full.
     pub held_back: IntCounter,
+    /// Matches of Sigma rules, by `level`.
+    pub rule_matches: IntCounterVec,
+    /// Seconds spent evaluating rules.
+    pub rule_seconds: Counter,
     /// Verdicts, by `platform` and `prediction`.
     pub inferences: IntCounterVec,
     /// Seconds from the closing of a window to its verdict.
@@ -111,6 +116,15 @@ impl Metrics {
                 "logster_backpressure_total",
                 "Activations in which a source read nothing because something downstream was full.",
             )?,
+            rule_matches: b.counters(
+                "logster_rule_matches_total",
+                "Events that a Sigma rule matched, by the rule's level. Replayed events count again.",
+                &["level"],
+            )?,
+            rule_seconds: b.add(Counter::new(
+                "logster_rule_evaluation_seconds_total",
+                "Time spent evaluating Sigma rules, all workers together.",
+            ))?,
             inferences: b.counters("logster_inferences_total", "Verdicts on windows.", &["platform", "prediction"])?,
             inference_seconds: b.histogram(
                 "logster_inference_seconds",
@@ -155,6 +169,14 @@ impl Metrics {
         })
     }
 
+    /// What is counted of rules.
+    pub fn rules(&self) -> RulesMetrics {
+        RulesMetrics {
+            matches: RuleLevel::ALL.map(|level| self.rule_matches.with_label_values(&[level.name()])),
+            seconds: self.rule_seconds.clone(),
+        }
+    }
+
     /// What worker `index` of this process counts of its windows.
     pub fn window(&self, index: usize) -> WindowMetrics {
         WindowMetrics {
@@ -191,6 +213,9 @@ impl Metrics {
             for reason in DeadLetterReason::ALL {
                 self.dead_letters.with_label_values(&[source, reason.name()]);
             }
+        }
+        for level in RuleLevel::ALL {
+            self.rule_matches.with_label_values(&[level.name()]);
         }
         for platform in Platform::ALL {
             for prediction in [Prediction::Benign, Prediction::Attack, Prediction::Error] {

@@ -66,6 +66,8 @@ pub struct JobConfig {
     pub until_end: bool,
     /// The broker's clock, as this process hears it.
     pub clock: BrokerClock,
+    /// Version of the rule set, if there is one: a change is logged.
+    pub ruleset: Option<String>,
 }
 
 /// What a start needs of the log that the job lives on: Kafka, or a simulated one in the tests.
@@ -103,6 +105,11 @@ pub trait JobLog {
     /// As [`JobLog::records`].
     fn topic_ids(&self) -> anyhow::Result<BTreeMap<String, String>> {
         Ok(BTreeMap::new())
+    }
+
+    /// Version of the run's rule set, if it has one. Kept with the generation, so that a change is seen.
+    fn ruleset(&self) -> Option<&str> {
+        None
     }
 
     /// Another worker is waited for.
@@ -236,6 +243,10 @@ impl JobConfig {
 impl JobLog for JobConfig {
     type Writer = JobWriter;
 
+    fn ruleset(&self) -> Option<&str> {
+        self.ruleset.as_deref()
+    }
+
     fn fence(&self, index: usize) -> Result<JobWriter, WriterError> {
         Ok(JobWriter { writer: TransactionalWriter::fence(self.writer(index))?, prefix: self.prefix() })
     }
@@ -328,7 +339,13 @@ pub fn take_over<L: JobLog>(
             workers: peers as u32,
             shards,
             semantics: semantics.to_owned(),
+            ruleset: log.ruleset().map(str::to_owned),
         };
+        if let Some(before) = before.as_ref().filter(|before| before.ruleset != generation.ruleset) {
+            let name = |ruleset: &Option<String>| ruleset.clone().unwrap_or_else(|| "none".to_owned());
+            let (from, to) = (name(&before.ruleset), name(&generation.ruleset));
+            tracing::info!(%from, %to, "another rule set than the run before");
+        }
         let lock = Checkpoint { key: GENERATION_KEY.into(), value: Some(encode(&generation)) };
         writer.commit(Epoch { checkpoints: vec![lock], ..Epoch::default() })?;
         let (logs, records) = (log.logs()?, log.records()?.into_iter().collect());

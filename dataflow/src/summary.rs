@@ -83,6 +83,9 @@ fn raised(alert: &Alert) -> String {
     for edge in alert.key_edges.iter().take(3) {
         text.push_str(&format!("\n    - {}", clean(&edge.sentence)));
     }
+    for rule in &alert.rules {
+        text.push_str(&format!("\n    rule: {} ({}): {}", clean(&rule.title), rule.level, clean(&rule.evidence)));
+    }
     if !alert.ttp_techniques.is_empty() {
         text.push_str(&format!("\n    ATT&CK: {}", alert.ttp_techniques.join(" ")));
     }

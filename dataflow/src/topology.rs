@@ -3,10 +3,12 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use logster_operators::correlate::{CorrelateConfig, CorrelateMetrics, correlate};
 use logster_operators::dedup::{DedupConfig, DedupMetrics, dedup};
 use logster_operators::infer::{InferConfig, InferMetrics};
+use logster_operators::rules::{RuleSet, RulesMetrics, rules};
 use logster_operators::window::{
     BacklogEntry, BacklogReport, ClosedWindow, Credit, Pane, WindowConfig, WindowLinks, WindowMetrics, window,
 };
@@ -30,6 +32,8 @@ pub struct TopologyConfig {
     pub shards: u32,
     /// Source.
     pub source: SourceConfig,
+    /// Rules, if there are any.
+    pub rules: Option<Arc<RuleSet>>,
     /// Windows.
     pub window: WindowConfig,
     /// Verdicts.
@@ -49,6 +53,8 @@ pub struct TopologyConfig {
 pub struct TopologyMetrics {
     /// Source.
     pub source: SourceMetrics,
+    /// Rules.
+    pub rules: RulesMetrics,
     /// Windows.
     pub window: WindowMetrics,
     /// Verdicts.
@@ -129,12 +135,9 @@ pub fn build<'scope, R: Reader + 'static, P: Pane>(
         metrics.batches.map(|histogram| move |records: usize| histogram.observe(records as f64));
 
     let raw = source(scope, assigned, reader, config.source.clone(), source_links);
-    let windows = window::<P>(
-        raw.observations.inspect_batch(move |_, b| normalized(b.len())),
-        config.window,
-        shards,
-        window_links,
-    );
+    let observations = raw.observations.inspect_batch(move |_, b| normalized(b.len()));
+    let observations = rules(observations, config.rules.clone(), metrics.rules);
+    let windows = window::<P>(observations, config.window, shards, window_links);
     let windows = windows.inspect_batch(move |_, b| closed(b.len()));
     let results = judge(windows, credit).probe_with(&scored);
     let results = results.inspect_batch(move |_, b| judged(b.len()));

@@ -77,6 +77,8 @@ fn detection(n: u64) -> (u64, InferenceResult) {
         opened_ms: None,
         sampled_out: 0,
         key_edges: Vec::new(),
+        rules: Vec::new(),
+        ruleset: None,
         ttp_techniques: vec!["T1021.002".to_owned(), "T1059.001".to_owned()],
         ttp_evidence: vec!["T1021.002: net.exe".to_owned(), "T1059.001: powershell.exe".to_owned()],
         peers: peers.collect(),

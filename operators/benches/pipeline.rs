@@ -4,7 +4,8 @@
 //! every window's graph, with the operators that ship: what the peers in `deploy/bench.sh` do in Python. The messages
 //! are in memory as a broker would hand them over, ordered by arrival. Prints events/s and MB/s of the thread's own
 //! time on its core, so that neighbours count little; the best of five rounds. Then the bytes that a whole window
-//! holds an event: open panes hold observations, sealed ones graphs.
+//! holds an event: open panes hold observations, sealed ones graphs. With `--rules=FOLDER` the Sigma rules in it are
+//! evaluated as well, in rounds of their own.
 
 use std::cell::RefCell;
 use std::io::BufRead;
@@ -13,9 +14,10 @@ use std::sync::Arc;
 
 use logster_operators::graph::{PaneGraph, WindowGraph};
 use logster_operators::normalize::{NormalizeConfig, Normalizer, Outcome, RawRecord};
+use logster_operators::rules::{RuleSet, RulesMetrics, Source, rules};
 use logster_operators::window::{Credit, RestoredWindows, WindowConfig, WindowLinks, WindowMetrics, window};
-use logster_schema::{Observation, RawTopic, TimeLimits, TimeMs};
-use prometheus::{IntCounter, IntGauge};
+use logster_schema::{Observation, RawTopic, RuleLevel, TimeLimits, TimeMs};
+use prometheus::{Counter, IntCounter, IntGauge};
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::{Operator, source};
 
@@ -41,6 +43,7 @@ struct Found {
     windows: u64,
     nodes: u64,
     edges: u64,
+    matches: u64,
 }
 
 fn main() {
@@ -51,21 +54,24 @@ fn main() {
     }
     let messages = Arc::new(load(&files));
     let bytes: usize = messages.iter().map(|m| m.payload.len()).sum();
-    let mut best = f64::INFINITY;
-    let mut found = None;
-    for _ in 0..ROUNDS {
-        let (seconds, this) = round(&messages);
-        assert!(found.is_none_or(|found| found == this), "rounds differ: {found:?}, {this:?}");
-        found = Some(this);
-        best = best.min(seconds);
-    }
-    let found = found.expect("rounds were run");
+    let (best, found) = best_of(&messages, None);
     println!("{} messages: {found:?}", messages.len());
     println!(
         "normalize, key, window, graph: {:.0} events/s, {:.1} MB/s",
         messages.len() as f64 / best,
         bytes as f64 / 1e6 / best
     );
+    if let Some(folder) = std::env::args().find_map(|arg| arg.strip_prefix("--rules=").map(str::to_owned)) {
+        let set = Arc::new(read_rules(&folder));
+        let (with, found) = best_of(&messages, Some(&set));
+        println!(
+            "with {} rules: {:.0} events/s; the rules alone {:.0} events/s; {} matches",
+            set.rules().len(),
+            messages.len() as f64 / with,
+            messages.len() as f64 / (with - best),
+            found.matches
+        );
+    }
     let (open, sealed) = held(&messages);
     // Of a window and the lateness that keeps its last panes open, the open share.
     let share = (30.0 + 10.0) / (180.0 + 10.0);
@@ -75,8 +81,34 @@ fn main() {
     );
 }
 
+/// Seconds of the fastest round, and what every round found.
+fn best_of(messages: &Arc<Vec<Message>>, set: Option<&Arc<RuleSet>>) -> (f64, Found) {
+    let (mut best, first) = round(messages, set.cloned());
+    for _ in 1..ROUNDS {
+        let (seconds, found) = round(messages, set.cloned());
+        assert_eq!(found, first, "rounds differ");
+        best = best.min(seconds);
+    }
+    (best, first)
+}
+
+/// The rules of the .yml files in a folder.
+fn read_rules(folder: &str) -> RuleSet {
+    let mut sources = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder of rules") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|e| e == "yml") {
+            let text = std::fs::read_to_string(&path).expect("a rule");
+            sources.push(Source { name: path.display().to_string(), text });
+        }
+    }
+    let (set, findings) = RuleSet::load(&sources);
+    assert!(findings.iter().all(|f| !f.error), "{findings:#?}");
+    set
+}
+
 /// Plays everything through a dataflow; seconds on the core, and what came out.
-fn round(messages: &Arc<Vec<Message>>) -> (f64, Found) {
+fn round(messages: &Arc<Vec<Message>>, set: Option<Arc<RuleSet>>) -> (f64, Found) {
     let messages = messages.clone();
     let start = on_cpu();
     let found = timely::execute_directly(move |worker| {
@@ -120,6 +152,11 @@ fn round(messages: &Arc<Vec<Message>>) -> (f64, Found) {
                 }
             });
             let count = |name| IntCounter::new(name, name).expect("a name");
+            let metrics = RulesMetrics {
+                matches: RuleLevel::ALL.map(|level| count(level.name())),
+                seconds: Counter::new("seconds", "seconds").expect("a name"),
+            };
+            let observations = rules(observations, set, metrics);
             let credit = Credit::new(256);
             let links = WindowLinks {
                 credit: credit.clone(),
@@ -151,6 +188,7 @@ fn round(messages: &Arc<Vec<Message>>) -> (f64, Found) {
                         found.windows += 1;
                         found.nodes += u64::from(graph.num_nodes());
                         found.edges += u64::from(graph.num_edges());
+                        found.matches += window.rules().values().map(|(_, new)| new).sum::<u64>();
                     }
                 });
             });

@@ -2,7 +2,7 @@
 //!
 //! - Input: inference results at their time (a window's end; a backfill window's closing arrival) and
 //!   transitions at their arrival, both exchanged by the endpoint's shard. Results below the threshold and
-//!   those not scored are left out before the exchange.
+//!   those not scored are left out before the exchange, unless a rule of `rules.min_level` matched.
 //! - Output: at each time one [`AlertChange`] per alert that changed: the whole alert, or that it is now
 //!   forgotten; and the transitions that were refused.
 //! - State: one [`AlertUpdate`] per alert, per shard, which is also the last one sent: a checkpoint of the
@@ -32,8 +32,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use logster_schema::{
-    Alert, AlertStatus, AlertTransition, AlertUpdate, AppliedTransition, Endpoint, InferenceResult, Platform,
-    Prediction, Severity, SeverityThresholds, TimeMs,
+    Alert, AlertRule, AlertStatus, AlertTransition, AlertUpdate, AppliedTransition, Endpoint, InferenceResult,
+    Platform, Prediction, RuleLevel, RuleMatch, Severity, SeverityThresholds, TimeMs,
 };
 use serde::{Deserialize, Serialize};
 
@@ -53,14 +53,18 @@ pub const MAX_TRANSITIONS: usize = 100;
 pub const MAX_PEERS: usize = 256;
 /// Own addresses kept of an alert.
 pub const MAX_LOCAL_ADDRESSES: usize = 32;
+/// Rules kept of an alert.
+pub const MAX_RULES: usize = 64;
 /// Techniques kept of an alert.
 pub const MAX_TECHNIQUES: usize = 64;
 
 /// Settings of the operator, `alerts.*`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DedupConfig {
-    /// Results below are no detections (`alerts.min_threshold`).
+    /// Results below are no detections (`alerts.min_threshold`), unless a rule matched.
     pub min_threshold: f64,
+    /// Rules below this level raise no detection (`rules.min_level`).
+    pub rules_from: RuleLevel,
     /// How far apart two detections of one alert may be, in ms of event time (`alerts.dedup_window_seconds`).
     pub dedup_window_ms: i64,
     /// How much later a backlog's next window may close, in ms of arrival time.
@@ -79,6 +83,7 @@ impl Default for DedupConfig {
     fn default() -> Self {
         Self {
             min_threshold: 0.7,
+            rules_from: RuleLevel::High,
             dedup_window_ms: 300_000,
             // A backfill window closes at most a window after it opened; one interval and lateness on top.
             margin_ms: 220_000,
@@ -93,7 +98,18 @@ impl Default for DedupConfig {
 impl DedupConfig {
     /// Whether the result of a window raises or feeds an alert.
     pub fn is_detection(&self, result: &InferenceResult) -> bool {
+        self.by_model(result) || result.raised_by_rule(self.rules_from).is_some()
+    }
+
+    fn by_model(&self, result: &InferenceResult) -> bool {
         result.prediction != Prediction::Error && result.attack_prob >= self.min_threshold
+    }
+
+    /// How bad a detection is: what the model says, or what the rules that raised it say, if that is worse.
+    fn severity_of(&self, result: &InferenceResult) -> Severity {
+        let model = self.by_model(result).then(|| self.severity.severity(result.attack_prob));
+        let rule = result.raised_by_rule(self.rules_from).and_then(RuleLevel::severity);
+        model.max(rule).unwrap_or(Severity::Medium)
     }
 }
 
@@ -335,21 +351,21 @@ impl Dedup {
         let number = endpoint.shard(self.config.shards);
         let shard = self.shards.entry(number).or_default();
         shard.close_to_detections(time as TimeMs, &self.config);
-        let DedupConfig { dedup_window_ms: window, severity, .. } = self.config;
+        let DedupConfig { dedup_window_ms: window, .. } = self.config;
         let open = shard.mergeable.get(&(endpoint, result.platform)).into_iter().flatten();
         let nearest = open.map(|id| (distance(&shard.alerts[id], result.window_end), id)).min();
         let update = match nearest.filter(|(distance, _)| *distance <= window) {
             Some((_, id)) => {
                 let id = id.clone();
                 let mut update = shard.take(&id);
-                absorb(&mut update, result, time as TimeMs, severity);
+                absorb(&mut update, result, time as TimeMs, &self.config);
                 out.merged += 1;
                 update
             }
             // Opened before, and closed since: a repetition must not wipe what the analyst said.
             None if shard.alerts.contains_key(&Alert::id(&result.inference_id)) => return,
             None => {
-                let update = open_alert(result, time as TimeMs, severity);
+                let update = open_alert(result, time as TimeMs, &self.config);
                 out.opened.push(update.alert.severity);
                 update
             }
@@ -459,7 +475,7 @@ fn distance(update: &AlertUpdate, window_end: TimeMs) -> i64 {
     (update.active_from - window_end).max(window_end - update.alert.last_seen).max(0)
 }
 
-fn open_alert(result: &InferenceResult, time: TimeMs, severity: SeverityThresholds) -> AlertUpdate {
+fn open_alert(result: &InferenceResult, time: TimeMs, config: &DedupConfig) -> AlertUpdate {
     let alert = Alert {
         alert_id: Alert::id(&result.inference_id),
         revision: 0,
@@ -477,6 +493,8 @@ fn open_alert(result: &InferenceResult, time: TimeMs, severity: SeverityThreshol
         inference_ids: Vec::new(),
         reason: String::new(),
         key_edges: Vec::new(),
+        rules: Vec::new(),
+        ruleset: None,
         ttp_techniques: Vec::new(),
         ttp_explanation: String::new(),
         related_endpoints: Vec::new(),
@@ -493,19 +511,22 @@ fn open_alert(result: &InferenceResult, time: TimeMs, severity: SeverityThreshol
         peers: Vec::new(),
         local_addresses: Vec::new(),
     };
-    absorb(&mut update, result, time, severity);
+    absorb(&mut update, result, time, config);
     update
 }
 
-/// Merges a detection into its alert. The strongest one gives severity, edges and model.
-fn absorb(update: &mut AlertUpdate, result: &InferenceResult, time: TimeMs, severity: SeverityThresholds) {
+/// Merges a detection into its alert. The worst one gives the severity, the one with the highest `attack_prob` edges
+/// and model.
+fn absorb(update: &mut AlertUpdate, result: &InferenceResult, time: TimeMs, config: &DedupConfig) {
     let alert = &mut update.alert;
     if result.attack_prob > alert.attack_prob {
         alert.attack_prob = result.attack_prob;
-        alert.severity = severity.severity(result.attack_prob);
         alert.key_edges = result.key_edges.clone();
         alert.model_version = result.model_version.clone();
     }
+    alert.severity = alert.severity.max(config.severity_of(result));
+    merge_rules(&mut alert.rules, &result.rules);
+    alert.ruleset.clone_from(&result.ruleset);
     alert.first_seen = alert.first_seen.min(result.window_start);
     alert.last_seen = alert.last_seen.max(result.window_end);
     alert.updated_at = time;
@@ -528,4 +549,22 @@ fn absorb(update: &mut AlertUpdate, result: &InferenceResult, time: TimeMs, seve
     update.last_detection = time;
     merge_peers(&mut update.peers, &result.peers, MAX_PEERS);
     merge_addresses(&mut update.local_addresses, &result.local_addresses, MAX_LOCAL_ADDRESSES);
+}
+
+/// Adds what rules found in a detection's window. Windows overlap, so first and last matter, not how often.
+fn merge_rules(rules: &mut Vec<AlertRule>, matches: &[RuleMatch]) {
+    for m in matches {
+        match rules.binary_search_by(|rule| rule.rule_id.cmp(&m.rule_id)) {
+            Ok(at) => {
+                let rule = &mut rules[at];
+                let last_seen = rule.last_seen.max(m.last_seen);
+                if m.first_seen < rule.first_seen {
+                    *rule = AlertRule::from(m);
+                }
+                rule.last_seen = last_seen;
+            }
+            Err(at) if rules.len() < MAX_RULES => rules.insert(at, AlertRule::from(m)),
+            Err(_) => {}
+        }
+    }
 }

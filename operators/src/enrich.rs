@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use logster_schema::{Alert, time};
+use logster_schema::{Alert, AlertRule, time};
 
 /// An ATT&CK technique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,17 @@ const NAMED: usize = 2;
 
 /// How sure, over how long, what was seen, what it amounts to, where it went.
 fn reason(alert: &Alert) -> String {
-    let mut text = format!("{}: attack probability {:.2}", alert.severity.name(), alert.attack_prob);
+    let mut text = format!("{}: ", alert.severity.name());
+    let mut rules: Vec<&AlertRule> = alert.rules.iter().collect();
+    rules.sort_by_key(|rule| std::cmp::Reverse(rule.level));
+    if let Some((first, rest)) = rules.split_first() {
+        let _ = write!(text, "rule \"{}\" ({})", first.title, first.level);
+        if !rest.is_empty() {
+            let _ = write!(text, " and {} more rule{}", rest.len(), if rest.len() == 1 { "" } else { "s" });
+        }
+        text.push_str("; ");
+    }
+    let _ = write!(text, "attack probability {:.2}", alert.attack_prob);
     let windows = alert.detection_count;
     let _ = match windows {
         1 => write!(text, " in the window ending {}", time::format(alert.last_seen)),

@@ -12,12 +12,13 @@
 //!                 └─ tensors ─▶ Scorer (own threads) ─▶ benign or attack, with explanation
 //! ```
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use logster_schema::{Endpoint, InferenceResult, Platform, Prediction, TimeMs};
+use logster_schema::{Endpoint, InferenceResult, Platform, Prediction, RuleLevel, RuleMatch, TimeMs};
 use prometheus::{Histogram, IntCounterVec, IntGauge};
 use rustc_hash::FxHashSet;
 use timely::container::CapacityContainerBuilder;
@@ -27,11 +28,14 @@ use timely::dataflow::operators::generic::Operator;
 
 use crate::features::linux::is_idle;
 use crate::graph::{PaneGraph, WindowGraph};
+use crate::rules::RuleSet;
 use crate::score::{GraphScore, Job, Scorer};
 use crate::window::{ClosedWindow, Credit, Pane};
 
 /// Key edges kept on an attack.
 const KEY_EDGES: usize = 8;
+/// Rules kept of a window.
+const MAX_RULES: usize = 64;
 /// Version given where the model was not asked.
 const NO_MODEL: &str = "none";
 
@@ -42,7 +46,7 @@ impl Pane for PaneGraph {
 }
 
 /// Settings of the operator.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct InferConfig {
     /// Linux process names that are idle daemons (`inference.idle_allowlist`); `None`: always ask the model.
     pub idle_allowlist: Option<Arc<FxHashSet<String>>>,
@@ -51,6 +55,10 @@ pub struct InferConfig {
     pub attack_from: f64,
     /// Name and version of each platform's model.
     pub model_versions: BTreeMap<Platform, String>,
+    /// The rules whose matches the windows carry.
+    pub rules: Option<Arc<RuleSet>>,
+    /// From this level on a rule makes a window a detection (`rules.min_level`).
+    pub rules_from: RuleLevel,
 }
 
 /// Counters of the operator.
@@ -130,6 +138,8 @@ fn result(config: &InferConfig, pending: &Pending, verdict: Verdict) -> Inferenc
         opened_ms: *opened_ms,
         sampled_out: window.sampled_out(),
         key_edges: Vec::new(),
+        rules: config.rules.as_ref().map_or_else(Vec::new, |set| matches(set, window)),
+        ruleset: config.rules.as_ref().map(|set| set.version().to_owned()),
         ttp_techniques: Vec::new(),
         ttp_evidence: Vec::new(),
         peers: Vec::new(),
@@ -145,14 +155,43 @@ fn result(config: &InferConfig, pending: &Pending, verdict: Verdict) -> Inferenc
             r.confidence = score.attack_prob.max(1.0 - score.attack_prob);
             if score.attack_prob >= config.attack_from {
                 r.prediction = Prediction::Attack;
-                explain(&mut r, graph, &score);
+                r.key_edges = graph.key_edges(&score.edge_attn, KEY_EDGES);
             }
         }
+    }
+    if r.prediction == Prediction::Attack || r.raised_by_rule(config.rules_from).is_some() {
+        explain(&mut r, graph);
     }
     r
 }
 
-/// The id names the model that the platform has, asked or not: a window has one verdict per model.
+/// What the window's rules found, in the order of [`InferenceResult::rules`].
+fn matches(set: &RuleSet, window: &ClosedWindow<PaneGraph>) -> Vec<RuleMatch> {
+    let mut found: Vec<RuleMatch> = window
+        .rules()
+        .into_iter()
+        .map(|(number, (all, new))| {
+            let rule = &set.rules()[number as usize];
+            RuleMatch {
+                rule_id: rule.id.clone(),
+                title: rule.title.clone(),
+                level: rule.level,
+                techniques: rule.techniques.clone(),
+                count: all.count,
+                new,
+                first_seen: all.first_ms,
+                last_seen: all.last_ms,
+                evidence: all.evidence,
+            }
+        })
+        .collect();
+    // Stable: within, by number, which is by id.
+    found.sort_by_key(|m| (m.new == 0, Reverse(m.level)));
+    found.truncate(MAX_RULES);
+    found
+}
+
+/// The id names the model that the platform has, asked or not, and the rule set: a window has one verdict of them.
 fn inference_id(
     endpoint: &Endpoint,
     platform: Platform,
@@ -160,17 +199,29 @@ fn inference_id(
     opened_ms: Option<TimeMs>,
     config: &InferConfig,
 ) -> String {
-    let version = config.model_versions.get(&platform).map_or(NO_MODEL, String::as_str);
-    InferenceResult::id(endpoint, platform, end_ms, opened_ms, version)
+    let model = config.model_versions.get(&platform).map_or(NO_MODEL, String::as_str);
+    match &config.rules {
+        None => InferenceResult::id(endpoint, platform, end_ms, opened_ms, model),
+        Some(set) => {
+            InferenceResult::id(endpoint, platform, end_ms, opened_ms, &format!("{model} rules {}", set.version()))
+        }
+    }
 }
 
-/// Fills what an analyst reads first.
-fn explain(r: &mut InferenceResult, graph: &WindowGraph, score: &GraphScore) {
-    r.key_edges = graph.key_edges(&score.edge_attn, KEY_EDGES);
-    let mut findings = graph.findings();
-    findings.dedup_by(|a, b| a.technique == b.technique);
-    r.ttp_techniques = findings.iter().map(|f| f.technique.to_owned()).collect();
-    r.ttp_evidence = findings.into_iter().map(|f| format!("{}: {}", f.technique, f.sentence)).collect();
+/// Fills what an analyst reads first: the facts of the window and what its rules say of them.
+fn explain(r: &mut InferenceResult, graph: &WindowGraph) {
+    let mut techniques: BTreeMap<String, String> = BTreeMap::new();
+    for finding in graph.findings() {
+        techniques.entry(finding.technique.to_owned()).or_insert(finding.sentence);
+    }
+    for m in &r.rules {
+        for technique in &m.techniques {
+            let sentence = || format!("rule \"{}\" matched {}", m.title, m.evidence);
+            techniques.entry(technique.clone()).or_insert_with(sentence);
+        }
+    }
+    r.ttp_evidence = techniques.iter().map(|(technique, sentence)| format!("{technique}: {sentence}")).collect();
+    r.ttp_techniques = techniques.into_keys().collect();
     r.peers = graph.peers();
     r.local_addresses = graph.local_addresses();
 }

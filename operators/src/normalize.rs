@@ -223,6 +223,7 @@ impl Normalizer {
                 lane: window.lane,
                 position,
                 activity: Activity { kind, fields: self.fields.finish() },
+                rules: None,
             },
         })
     }

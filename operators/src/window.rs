@@ -25,11 +25,12 @@
 //! ```
 
 use std::cell::{Cell, RefCell};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use logster_schema::{Endpoint, Lane, Observation, Platform, Position, TimeMs};
+use logster_schema::{Endpoint, Lane, Observation, Platform, Position, RuleHit, TimeMs};
 use prometheus::{IntCounter, IntGauge};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -71,11 +72,28 @@ pub trait Pane: 'static {
     fn seal(platform: Platform, observations: &[Observation]) -> Self;
 }
 
+/// A rule's matches among the events of a pane.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PaneMatch {
+    /// Number of the rule.
+    pub rule: u32,
+    /// Events that it matched, those left out of the content included.
+    pub count: u64,
+    /// Time of the first of them.
+    pub first_ms: TimeMs,
+    /// Time of the last of them.
+    pub last_ms: TimeMs,
+    /// What matched in the first.
+    pub evidence: String,
+}
+
 /// A sealed pane with its counts.
 #[derive(Debug)]
 pub struct SealedPane<P> {
     /// Content.
     pub content: P,
+    /// Rules that matched, by number.
+    pub rules: Vec<PaneMatch>,
     /// Events that fell into it.
     pub events: u64,
     /// Of these, events left out of the content because the key was over its budget.
@@ -99,6 +117,8 @@ pub struct ClosedWindow<P> {
     pub opened_ms: Option<TimeMs>,
     /// Its panes with events, in time order.
     pub panes: Vec<Arc<SealedPane<P>>>,
+    /// The last of `panes` is that of the window's last hop. Each pane is so in exactly one window.
+    pub fresh: bool,
 }
 
 impl<P> ClosedWindow<P> {
@@ -109,6 +129,27 @@ impl<P> ClosedWindow<P> {
     /// Events left out of the graph.
     pub fn sampled_out(&self) -> u64 {
         self.panes.iter().map(|p| p.sampled_out).sum()
+    }
+    /// Rules that matched in the window, by number, and how many of the matches are in its last hop.
+    pub fn rules(&self) -> BTreeMap<u32, (PaneMatch, u64)> {
+        let mut found: BTreeMap<u32, (PaneMatch, u64)> = BTreeMap::new();
+        for (at, pane) in self.panes.iter().enumerate() {
+            let fresh = self.fresh && at + 1 == self.panes.len();
+            for matched in &pane.rules {
+                let new = if fresh { matched.count } else { 0 };
+                match found.entry(matched.rule) {
+                    Entry::Vacant(entry) => drop(entry.insert((matched.clone(), new))),
+                    Entry::Occupied(mut entry) => {
+                        // Panes come in time order: the first one's evidence stays.
+                        let (all, new_ones) = entry.get_mut();
+                        all.count += matched.count;
+                        all.last_ms = matched.last_ms;
+                        *new_ones += new;
+                    }
+                }
+            }
+        }
+        found
     }
 }
 
@@ -121,15 +162,38 @@ type Key = (Endpoint, Platform);
 struct OpenPane {
     events: u64,
     kept: Vec<Observation>,
+    /// By rule: its matches, and where the first of them stands in canonical order. Of all events, kept or not.
+    rules: BTreeMap<u32, (PaneMatch, (TimeMs, Position))>,
 }
 
 impl OpenPane {
-    fn push(&mut self, observation: Observation, budget: usize) {
+    fn push(&mut self, mut observation: Observation, budget: usize) {
         self.events += 1;
+        if let Some(hits) = observation.rules.take() {
+            self.matched(observation.order(), *hits);
+        }
         self.kept.push(observation);
         // Amortized: cut only when twice over.
         if self.kept.len() >= budget.saturating_mul(2).max(64) {
             self.cut(budget);
+        }
+    }
+
+    fn matched(&mut self, order: (TimeMs, Position), hits: Vec<RuleHit>) {
+        let (time, _) = order;
+        for RuleHit { rule, evidence } in hits {
+            let new = PaneMatch { rule, count: 1, first_ms: time, last_ms: time, evidence };
+            match self.rules.entry(rule) {
+                Entry::Vacant(entry) => drop(entry.insert((new, order))),
+                Entry::Occupied(mut entry) => {
+                    let (all, first) = entry.get_mut();
+                    let (count, last_ms) = (all.count + 1, all.last_ms.max(time));
+                    if order < *first {
+                        (*all, *first) = (new, order);
+                    }
+                    (all.count, all.last_ms) = (count, last_ms);
+                }
+            }
         }
     }
 
@@ -145,6 +209,7 @@ impl OpenPane {
         self.kept.sort_unstable_by_key(Observation::order);
         SealedPane {
             content: P::seal(platform, &self.kept),
+            rules: self.rules.into_values().map(|(matched, _)| matched).collect(),
             events: self.events,
             sampled_out: self.events - self.kept.len() as u64,
         }
@@ -355,6 +420,7 @@ impl<P: Pane> Windows<P> {
                 *state = PaneState::Sealed(Arc::new(std::mem::take(open).seal(platform, budget)));
             }
         }
+        let fresh = live.panes.contains_key(&pane);
         let panes = live
             .panes
             .range(pane - panes_per_window + 1..=pane)
@@ -383,6 +449,7 @@ impl<P: Pane> Windows<P> {
             emit_ms: end,
             opened_ms: None,
             panes,
+            fresh,
         }
     }
 
@@ -491,14 +558,16 @@ impl<P: Pane> Windows<P> {
         let last = self.pane_of(&key.0, end) - 1;
         let entry = self.backfill.get_mut(key).expect("an open backfill window has a key");
         let opened = entry.backlog.open.remove(&end).expect("closed once");
+        let mut fresh = false;
         let panes = entry
             .panes
             .range(last - panes_per_window + 1..=last)
-            .filter_map(|(_, events)| {
+            .filter_map(|(number, events)| {
                 let mut pane = OpenPane::default();
                 for o in events.iter().filter(|o| o.arrival_ms >= opened) {
                     pane.push(o.clone(), budget);
                 }
+                fresh |= *number == last && pane.events > 0;
                 (pane.events > 0).then(|| Arc::new(pane.seal(key.1, budget)))
             })
             .collect();
@@ -517,6 +586,7 @@ impl<P: Pane> Windows<P> {
             emit_ms: at - self.config.max_lateness_ms,
             opened_ms: Some(opened),
             panes,
+            fresh,
         });
     }
 
@@ -747,15 +817,44 @@ mod tests {
             lane,
             position: Position { topic: RawTopic::Auditd, partition: 0, offset },
             activity: Activity { kind: Kind::Opaque, fields: Fields::default() },
+            rules: hits(offset),
         }
     }
 
-    type Out = (TimeMs, String, TimeMs, Option<TimeMs>, Vec<i64>);
+    /// Every third record matches a rule, some of them two.
+    #[allow(clippy::box_collection, reason = "as in the record")]
+    fn hits(offset: i64) -> Option<Box<Vec<RuleHit>>> {
+        let hit = |rule| RuleHit { rule, evidence: format!("record {offset}") };
+        let hits: Vec<RuleHit> =
+            [(3, 0), (6, 1), (9, 7)].iter().filter(|(n, _)| offset % n == 0).map(|(_, r)| hit(*r)).collect();
+        (!hits.is_empty()).then(|| Box::new(hits))
+    }
+
+    type Out = (TimeMs, String, TimeMs, Option<TimeMs>, Vec<i64>, Vec<(PaneMatch, u64)>);
 
     fn out(w: ClosedWindow<Seen>) -> Out {
+        let rules = w.rules().into_values().collect();
         let mut seen: Vec<i64> = w.panes.iter().flat_map(|p| p.content.0.clone()).collect();
         seen.sort_unstable();
-        (w.emit_ms, w.endpoint.key().to_owned(), w.end_ms, w.opened_ms, seen)
+        (w.emit_ms, w.endpoint.key().to_owned(), w.end_ms, w.opened_ms, seen, rules)
+    }
+
+    /// What rules found among `events`, of which those from `fresh_from` on are new.
+    fn matched<'a>(events: impl Iterator<Item = &'a Observation>, fresh_from: TimeMs) -> Vec<(PaneMatch, u64)> {
+        let mut events: Vec<&Observation> = events.collect();
+        events.sort_by_key(|o| o.order());
+        let mut found: BTreeMap<u32, (PaneMatch, u64)> = BTreeMap::new();
+        for o in events {
+            for hit in hits(o.position.offset).into_iter().flat_map(|hits| *hits) {
+                let RuleHit { rule, evidence } = hit;
+                let new = PaneMatch { rule, count: 0, first_ms: o.time_ms, last_ms: o.time_ms, evidence };
+                let (all, fresh) = found.entry(rule).or_insert((new, 0));
+                all.count += 1;
+                all.last_ms = o.time_ms;
+                *fresh += u64::from(o.time_ms >= fresh_from);
+            }
+        }
+        found.into_values().collect()
     }
 
     /// Live windows by definition: every tick of the grid with activity, and what it covers.
@@ -775,7 +874,8 @@ mod tests {
                 };
                 let mut seen: Vec<i64> = log.iter().filter(inside).map(|o| o.position.offset).collect();
                 seen.sort_unstable();
-                (end, endpoint.key().to_owned(), end, None, seen)
+                let rules = matched(log.iter().filter(inside), end - CONFIG.hop_ms);
+                (end, endpoint.key().to_owned(), end, None, seen, rules)
             })
             .collect()
     }
@@ -850,6 +950,12 @@ mod tests {
                 prop_assert_eq!(of.len() as i64, CONFIG.panes());
                 prop_assert!(of.iter().all(|w| w.3.is_some_and(|opened| opened <= o.arrival_ms)));
             }
+            // Live or backfill, a match is new in exactly one window.
+            for rule in [0, 1, 7] {
+                let new: u64 = got.iter().flat_map(|w| &w.5).filter(|(m, _)| m.rule == rule).map(|(_, new)| new).sum();
+                let all = log.iter().filter_map(|o| o.rules.as_ref()).flat_map(|hits| hits.iter());
+                prop_assert_eq!(new, all.filter(|hit| hit.rule == rule).count() as u64);
+            }
         }
 
         /// Stop at any frontier, replay what the checkpoint asks for: the rest comes out the same.
@@ -898,6 +1004,7 @@ mod tests {
             out(closed.remove(1))
         };
         assert_eq!(sample(false).4.len(), 10);
+        assert_eq!(sample(false).5[0].0.count, 167, "of all 500 records, sampled out or not");
         assert_eq!(sample(false), sample(true));
     }
 }

@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::result::content_id;
-use crate::{Endpoint, KeyEdge, OutputRecord, OutputTopic, Peer, Platform, TimeMs};
+use crate::{AlertRule, Endpoint, KeyEdge, OutputRecord, OutputTopic, Peer, Platform, TimeMs};
 
-/// How bad, from the highest `attack_prob` merged so far.
+/// How bad: the higher one of what the highest `attack_prob` and the highest level of a rule say so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Severity {
-    /// At least `alerts.min_threshold` (0.7).
+    /// At least `alerts.min_threshold` (0.7), or a rule of level medium.
     Medium,
-    /// At least `alerts.high_threshold` (0.85).
+    /// At least `alerts.high_threshold` (0.85), or a rule of level high.
     High,
-    /// At least `alerts.critical_threshold` (0.95).
+    /// At least `alerts.critical_threshold` (0.95), or a rule of level critical.
     Critical,
 }
 
@@ -170,9 +170,9 @@ pub struct Alert {
     pub platform: Platform,
     /// Life cycle.
     pub status: AlertStatus,
-    /// From the highest `attack_prob`.
+    /// From the highest `attack_prob` and the highest level of a rule that raised a detection.
     pub severity: Severity,
-    /// Highest of the merged detections.
+    /// Highest of the merged detections; below the threshold where only rules raised the alert.
     pub attack_prob: f64,
     /// Start of the first detection's window.
     #[serde(with = "crate::time::iso")]
@@ -194,6 +194,12 @@ pub struct Alert {
     pub reason: String,
     /// The edges that mattered in the strongest detection.
     pub key_edges: Vec<KeyEdge>,
+    /// Sigma rules that matched in the windows of all merged detections, by id. At most 64.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub rules: Vec<AlertRule>,
+    /// Version of the rule set of the newest detection. Absent where no rules are configured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ruleset: Option<String>,
     /// ATT&CK techniques of all merged detections, sorted.
     pub ttp_techniques: Vec<String>,
     /// One sentence a technique.

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use crate::{Endpoint, Lane, Platform, Position, TimeMs};
+use crate::{Endpoint, Lane, Platform, Position, RuleHit, TimeMs};
 
 /// The record format and what it speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -174,6 +174,10 @@ pub struct Observation {
     pub position: Position,
     /// Content.
     pub activity: Activity,
+    /// Sigma rules that match it, set by the `rules` operator; absent for nearly every record. The box keeps a
+    /// record without any as small as it was.
+    #[allow(clippy::box_collection, reason = "8 bytes in the record instead of 24, and hardly ever filled")]
+    pub rules: Option<Box<Vec<RuleHit>>>,
 }
 
 impl Observation {

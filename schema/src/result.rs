@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::{Endpoint, OutputRecord, OutputTopic, Platform, TimeMs};
+use crate::{Endpoint, OutputRecord, OutputTopic, Platform, RuleLevel, RuleMatch, TimeMs};
 
-/// What the window was found to be.
+/// What the model found the window to be. What rules found is in [`InferenceResult::rules`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Prediction {
@@ -71,7 +71,7 @@ pub struct Peer {
 /// One record of `logster-inference-results`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InferenceResult {
-    /// Function of tenant, endpoint, platform, window end, opening (backfill) and model.
+    /// Function of tenant, endpoint, platform, window end, opening (backfill), model and rule set.
     pub inference_id: String,
     /// Tenant.
     pub tenant_id: String,
@@ -121,16 +121,24 @@ pub struct InferenceResult {
     /// On attacks: the edges that mattered most, heaviest first.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub key_edges: Vec<KeyEdge>,
-    /// On attacks: ATT&CK techniques seen in the window's facts, sorted.
+    /// Sigma rules that matched in the window: those with new matches first, then by level, highest first. At
+    /// most 64. A window in whose last interval a rule of `rules.min_level` and above matched is a detection,
+    /// whatever the model says.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub rules: Vec<RuleMatch>,
+    /// Version of the rule set: the start of the digest of its rules. Absent where no rules are configured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ruleset: Option<String>,
+    /// On detections: ATT&CK techniques seen in the window's facts or named by its rules, sorted.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub ttp_techniques: Vec<String>,
-    /// On attacks: one sentence a technique.
+    /// On detections: one sentence a technique.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub ttp_evidence: Vec<String>,
-    /// On attacks: addresses reached, for correlation. At most 64, earliest first.
+    /// On detections: addresses reached, for correlation. At most 64, earliest first.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub peers: Vec<Peer>,
-    /// On attacks: addresses of this endpoint seen in the window. At most 16, sorted.
+    /// On detections: addresses of this endpoint seen in the window. At most 16, sorted.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub local_addresses: Vec<String>,
 }
@@ -140,7 +148,7 @@ fn is_zero(n: &u64) -> bool {
 }
 
 impl InferenceResult {
-    /// The id of a window's verdict.
+    /// The id of a window's verdict. `model_version` names everything that judges: the rule set too, if there is one.
     pub fn id(
         endpoint: &Endpoint,
         platform: Platform,
@@ -150,6 +158,13 @@ impl InferenceResult {
     ) -> String {
         let opened = opened_ms.map_or(String::new(), |ms| ms.to_string());
         content_id(&["inference", endpoint.key(), platform.name(), &window_end.to_string(), &opened, model_version])
+    }
+
+    /// The highest level at which rules make this window a detection: `from` or above, matched in the window's last
+    /// interval, so that one match is one detection although six windows show it.
+    pub fn raised_by_rule(&self, from: RuleLevel) -> Option<RuleLevel> {
+        let raising = |m: &&RuleMatch| m.new > 0 && m.level >= from && m.level.severity().is_some();
+        self.rules.iter().filter(raising).map(|m| m.level).max()
     }
 
     /// The endpoint it is about.

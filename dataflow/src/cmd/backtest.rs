@@ -17,6 +17,7 @@ use crate::config::value::Speed;
 use crate::engine::{self, AllMetrics, Edges, Models, Observer, Plan};
 use crate::failure::Failure;
 use crate::http::HealthState;
+use crate::rules::min_level;
 use crate::source::file::FileConfig;
 
 /// Arguments of `logster backtest`.
@@ -94,13 +95,14 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let collected = std::mem::take(&mut *collected.lock().expect("no panic while it is held"));
     let threshold = config.alerts.min_threshold;
     let dedup_ms = i64::from(config.alerts.dedup_window_seconds) * 1000;
-    let (totals, platforms, scenarios) = judge(&recordings, &collected.outcome, threshold, dedup_ms);
+    let rules_from = (!config.rules.paths.is_empty()).then(|| min_level(config));
+    let (totals, platforms, scenarios) = judge(&recordings, &collected.outcome, threshold, dedup_ms, rules_from);
     let timing = Timing {
         seconds,
         events_per_second: totals.events as f64 / seconds,
         bytes_per_second: collected.bytes as f64 / seconds,
     };
-    let report = Report { totals, platforms, scenarios, models: ids, threshold, timing };
+    let report = Report { totals, platforms, scenarios, models: ids, threshold, ruleset: collected.ruleset, timing };
     let json = serde_json::to_vec_pretty(&report).expect("reports serialize");
     std::fs::write(&args.report, json)
         .map_err(|e| Failure::new("the report cannot be written").at(args.report.display().to_string()).because(e))?;
@@ -113,6 +115,7 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
 struct Collected {
     outcome: Outcome,
     bytes: u64,
+    ruleset: Option<String>,
 }
 
 impl Collected {
@@ -131,6 +134,7 @@ impl Collected {
             OutputTopic::Results => {
                 let r: InferenceResult = serde_json::from_slice(&record.value).expect("results are ours");
                 self.outcome.windows.push(ScoredWindow::from(&r));
+                self.ruleset = r.ruleset;
             }
             OutputTopic::Alerts => {
                 let alert: Alert = serde_json::from_slice(&record.value).expect("alerts are ours");

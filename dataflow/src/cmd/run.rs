@@ -94,7 +94,7 @@ impl Args {
             heartbeat: Duration::from_millis(config.cluster.heartbeat.ms() as u64),
             start_timeout: START_TIMEOUT,
             job: config.checkpoint.job.clone(),
-            fingerprint: engine::fingerprint(config),
+            fingerprint: engine::fingerprint(config)?,
         }))
     }
 

@@ -16,6 +16,7 @@ pub(super) fn check(settings: &mut Settings, values: &mut Values) {
     input(settings, values);
     inference(settings, values);
     model(settings, values);
+    rules(settings, values);
     alerts(settings, values);
     kafka(settings, values);
     security(settings, values);
@@ -83,6 +84,18 @@ fn model(settings: &Settings, values: &mut Values) {
         "`model.device` is \"cuda\", but `model.runtime` is not set",
         "the bundled ONNX Runtime has no CUDA provider: set model.runtime to the libonnxruntime.so of a GPU build",
     );
+}
+
+fn rules(settings: &Settings, values: &mut Values) {
+    let missing: Vec<&String> = settings.rules.paths.iter().filter(|path| !Path::new(path).exists()).collect();
+    if let Some(first) = missing.first() {
+        values.require(
+            &["rules.paths"],
+            false,
+            format!("`rules.paths` names \"{first}\", which is not there"),
+            "name files or folders of Sigma rules; relative paths begin at the working directory",
+        );
+    }
 }
 
 fn alerts(settings: &Settings, values: &mut Values) {

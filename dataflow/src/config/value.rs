@@ -606,6 +606,15 @@ choices! {
         /// An NVIDIA GPU.
         Cuda = "cuda",
     }
+    /// From which level on a rule raises alerts.
+    AlertingLevel {
+        /// Medium and above.
+        Medium = "medium",
+        /// High and above.
+        High = "high",
+        /// Critical alone.
+        Critical = "critical",
+    }
     /// What happens when the device cannot be had.
     Fallback {
         /// The run refuses to start.

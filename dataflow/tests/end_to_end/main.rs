@@ -17,6 +17,7 @@ use logster_schema::{Alert, AlertStatus, InputTopic, OutputTopic};
 use logster_sinks::client::KafkaConfig;
 use logster_sinks::reader::{End, read_committed};
 use logster_sinks::testkit::Cluster;
+use serde_json::Value;
 
 use crate::outputs::Outputs;
 use crate::process::{free_port, kafka_run, logster, prepare, succeed};
@@ -122,6 +123,7 @@ fn any_split_and_either_edge_give_the_same_records() {
     assert!(count(OutputTopic::Normalized) > 1000 && count(OutputTopic::Results) > 20);
     assert!(count(OutputTopic::Alerts) > 0, "the captures hold attacks");
     assert_eq!(count(OutputTopic::DeadLetters), HOSTILE_REFUSED + 1, "and one of the decisions");
+    assert_rules_found_once(&one);
     one.assert_same("1x4", &run_files(&input, &dir.path().join("1x4"), &["-w", "4"]));
 
     // Two processes over TCP.
@@ -221,6 +223,29 @@ fn assert_decided(outputs: &Outputs) {
         (AlertStatus::Acknowledged, AlertStatus::FalsePositive, "ada"),
     ];
     assert_eq!(steps, want);
+}
+
+/// Each match is new in one window, and an alert names the rule that raised it.
+fn assert_rules_found_once(outputs: &Outputs) {
+    let parse = |topic| {
+        let texts: Vec<&String> = outputs.keys(topic).flat_map(|(_, records)| records).collect();
+        texts.into_iter().map(|text| serde_json::from_str::<Value>(text).unwrap()).collect::<Vec<_>>()
+    };
+    let (mut new, mut shown) = (0, 0);
+    for result in parse(OutputTopic::Results) {
+        assert!(result["ruleset"].is_string());
+        for rule in result["rules"].as_array().into_iter().flatten() {
+            shown += rule["count"].as_u64().unwrap();
+            new += rule["new"].as_u64().unwrap_or(0);
+        }
+    }
+    assert!(new > 0, "the captures hold what the rules look for");
+    assert_eq!(shown, new * 6, "an event is in six windows, and new in one");
+    let named = |alert: &Value| {
+        let high = alert["rules"].as_array().is_some_and(|rules| rules.iter().any(|rule| rule["level"] == "high"));
+        high && alert["reason"].as_str().unwrap().contains(": rule \"")
+    };
+    assert!(parse(OutputTopic::Alerts).iter().any(named));
 }
 
 /// `--until-end` ends an input, not the job: what is produced later is judged by a later run.

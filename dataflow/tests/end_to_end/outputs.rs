@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use std::time::Duration;
 
-use logster_schema::{Alert, OutputTopic};
+use logster_schema::{Alert, OutputTopic, RuleLevel, RuleMatch};
 use logster_sinks::client::KafkaConfig;
 use logster_sinks::reader::{End, read_committed};
 use serde::Deserialize;
@@ -131,7 +131,12 @@ impl Outputs {
             endpoint_id: String,
             prediction: String,
             attack_prob: f64,
+            #[serde(default)]
+            rules: Vec<RuleMatch>,
         }
+        let is_detection = |r: &Verdict| {
+            r.prediction == "attack" || r.rules.iter().any(|rule| rule.new > 0 && rule.level >= RuleLevel::High)
+        };
         let results = self.keys(OutputTopic::Results).flat_map(|(_, records)| records);
         let results: Vec<Verdict> = results.map(|text| serde_json::from_str(text).expect("a result")).collect();
         let by_id: BTreeMap<&str, &Verdict> = results.iter().map(|r| (r.inference_id.as_str(), r)).collect();
@@ -144,7 +149,7 @@ impl Outputs {
             let mut cited = Vec::new();
             for id in &alert.inference_ids {
                 match by_id.get(id.as_str()) {
-                    Some(r) if r.prediction == "attack" && r.endpoint_id == alert.endpoint_id => cited.push(*r),
+                    Some(r) if is_detection(r) && r.endpoint_id == alert.endpoint_id => cited.push(*r),
                     Some(_) => found.push(format!("alert {} cites {id}, which is no detection of it", alert.alert_id)),
                     None => found.push(format!("alert {} cites {id}, which is not committed", alert.alert_id)),
                 }

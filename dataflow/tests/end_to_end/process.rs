@@ -12,6 +12,8 @@ pub fn logster(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_logster"));
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     command.args(args).args(["--set", "http.enabled=false", "--set", "log.level=warn"]);
+    // With rules, so that whatever is shown of the model's detections is shown of theirs.
+    command.args(["--set", "rules.paths=deploy/rules"]);
     command.stdin(Stdio::null());
     command
 }

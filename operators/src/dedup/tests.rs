@@ -13,6 +13,7 @@ use super::*;
 
 pub(crate) const CONFIG: DedupConfig = DedupConfig {
     min_threshold: 0.7,
+    rules_from: RuleLevel::High,
     dedup_window_ms: 100,
     margin_ms: 40,
     retention_ms: 900,
@@ -55,6 +56,8 @@ pub(crate) fn result(host: u8, platform: Platform, window_end: TimeMs, attack_pr
             count: 1,
             weight: 0.5,
         }],
+        rules: vec![],
+        ruleset: None,
         ttp_techniques: ["T1003", "T1021.002", "T1059.001"].into_iter().skip(seed % 4).map(str::to_owned).collect(),
         ttp_evidence: (seed % 4..3).map(|n| format!("evidence {seed} {n}")).collect(),
         peers: (0..seed % 3)
@@ -104,14 +107,37 @@ const STATUSES: [AlertStatus; 5] = [
     AlertStatus::FalsePositive,
 ];
 
+/// What rules found in a window: nothing, a rule that raises a detection, or one that does not: for its level, or
+/// because an earlier window had the match.
+fn rules(kind: usize, window_end: TimeMs) -> Vec<RuleMatch> {
+    let rule = |id: &str, level, new| RuleMatch {
+        rule_id: id.into(),
+        title: id.to_uppercase(),
+        level,
+        techniques: vec![],
+        count: 1 + new,
+        new,
+        first_seen: window_end - 7 * (window_end % 20),
+        last_seen: window_end - 1,
+        evidence: format!("at {window_end}"),
+    };
+    match kind {
+        3 => vec![rule("a", RuleLevel::High, 1)],
+        4 => vec![rule("b", RuleLevel::Medium, 2), rule("a", RuleLevel::High, 0)],
+        5 => vec![rule("c", RuleLevel::Critical, 1), rule("b", RuleLevel::Medium, 0)],
+        _ => vec![],
+    }
+}
+
 /// Detections of some hosts, live and backfilled, and transitions on what they may have opened.
 pub(crate) fn steps(hosts: &'static [u8]) -> impl Strategy<Value = Vec<Step>> {
-    let detection = (prop::sample::select(hosts), prop::bool::weighted(0.1), 1_000u64..3_000, 0i64..400, 0usize..5);
+    let detection =
+        (prop::sample::select(hosts), prop::bool::weighted(0.1), 1_000u64..3_000, 0i64..400, 0usize..5, 0usize..6);
     let transition = (any::<prop::sample::Index>(), 0usize..5, 0u64..600);
     (prop::collection::vec(detection, 1..60), prop::collection::vec(transition, 0..20)).prop_map(|(ds, ts)| {
         let mut steps = BTreeMap::new();
         let mut detections = Vec::new();
-        for (host, windows, time, back, prob) in ds {
+        for (host, windows, time, back, prob, kind) in ds {
             let platform = if windows { Platform::Windows } else { Platform::Linux };
             let back = if back < 200 { 0 } else { back };
             let mut r = result(host, platform, time as i64 - back, [0.3, 0.72, 0.9, 0.9, 0.97][prob]);
@@ -123,6 +149,8 @@ pub(crate) fn steps(hosts: &'static [u8]) -> impl Strategy<Value = Vec<Step>> {
             if time % 10 == 0 {
                 r.prediction = Prediction::Error;
             }
+            r.rules = rules(kind, r.window_end);
+            r.ruleset = Some(format!("v{}", time % 2));
             detections.push((time, r.clone()));
             let step = Step::Detection(time, Box::new(r));
             steps.insert(step.order(), step);
@@ -146,6 +174,10 @@ pub(crate) fn steps(hosts: &'static [u8]) -> impl Strategy<Value = Vec<Step>> {
         }
         steps.into_values().collect()
     })
+}
+
+fn is_by_model(r: &InferenceResult) -> bool {
+    r.prediction != Prediction::Error && r.attack_prob >= 0.7
 }
 
 /// An alert as the list of what happened to it.
@@ -177,6 +209,20 @@ impl Naive {
             let slot = peers.entry(peer.remote.clone()).or_insert(peer.clone());
             slot.first_seen = slot.first_seen.min(peer.first_seen);
         }
+        let severities = all.iter().map(|r| {
+            let by_rules = r.rules.iter().filter(|m| m.new > 0 && m.level >= RuleLevel::High).map(|m| m.level).max();
+            let by_rules = by_rules.map_or(Severity::Medium, |level| level.severity().unwrap());
+            if is_by_model(r) { by_rules.max(Severity::of(r.attack_prob)) } else { by_rules }
+        });
+        let mut rules: BTreeMap<String, AlertRule> = BTreeMap::new();
+        for m in all.iter().flat_map(|r| &r.rules) {
+            let rule = rules.entry(m.rule_id.clone()).or_insert_with(|| AlertRule::from(m));
+            let last_seen = rule.last_seen.max(m.last_seen);
+            if m.first_seen < rule.first_seen {
+                *rule = AlertRule::from(m);
+            }
+            rule.last_seen = last_seen;
+        }
         let alert = Alert {
             alert_id: self.id(),
             revision: 0,
@@ -184,7 +230,7 @@ impl Naive {
             endpoint_id: all[0].endpoint_id.clone(),
             platform: all[0].platform,
             status: self.status(),
-            severity: Severity::of(top),
+            severity: severities.max().unwrap(),
             attack_prob: top,
             first_seen: all.iter().map(|r| r.window_start).min().unwrap(),
             last_seen: all.iter().map(|r| r.window_end).max().unwrap(),
@@ -194,6 +240,8 @@ impl Naive {
             inference_ids: all.iter().map(|r| r.inference_id.clone()).collect(),
             reason: String::new(),
             key_edges: strongest.key_edges.clone(),
+            rules: rules.into_values().collect(),
+            ruleset: all.last().unwrap().ruleset.clone(),
             ttp_techniques: evidence.keys().cloned().collect(),
             ttp_explanation: String::new(),
             related_endpoints: vec![],
@@ -226,7 +274,8 @@ fn oracle(steps: &[Step]) -> Vec<Said> {
         let now = step.time();
         alerts.retain(|a| a.changed + CONFIG.retention_ms as u64 >= now);
         match step {
-            Step::Detection(_, r) if r.prediction == Prediction::Error || r.attack_prob < 0.7 => {}
+            Step::Detection(_, r)
+                if !is_by_model(&r) && !r.rules.iter().any(|m| m.new > 0 && m.level >= RuleLevel::High) => {}
             Step::Detection(_, r) => {
                 let mut best: Option<(i64, String, usize)> = None;
                 for (n, a) in alerts.iter().enumerate() {

@@ -613,10 +613,7 @@ fn read_exec<'a: 'b, 'b>(lines: impl Iterator<Item = &'b Line<'a>>, subject: &Su
                 path = Pairs::of(line.text).find(|(key, _)| *key == "name").and_then(|(_, value)| text(value));
             }
             "CWD" => cwd = Pairs::of(line.text).find(|(key, _)| *key == "cwd").and_then(|(_, value)| text(value)),
-            "EXECVE" => pieces.extend(Pairs::of(line.text).filter_map(|(key, value)| {
-                let index = key.strip_prefix('a')?.split('[').next()?.parse().ok()?;
-                Some((index, value))
-            })),
+            "EXECVE" => pieces.extend(argument_pieces(line.text)),
             "PROCTITLE" if ok => title = Pairs::of(line.text).find(|(key, _)| *key == "proctitle").map(|(_, v)| v),
             _ => {}
         }
@@ -630,8 +627,16 @@ fn read_exec<'a: 'b, 'b>(lines: impl Iterator<Item = &'b Line<'a>>, subject: &Su
     Action::Exec { path, argv, cwd }
 }
 
+/// The arguments in the text of an `EXECVE` record: their number, and the raw value of the whole or of a piece.
+pub fn argument_pieces(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    Pairs::of(text).filter_map(|(key, value)| {
+        let index = key.strip_prefix('a')?.split('[').next()?.parse().ok()?;
+        Some((index, value))
+    })
+}
+
 /// Joins `aN` and the pieces `aN[i]` of long arguments, in the order of their number.
-fn arguments<'a>(mut pieces: Vec<(usize, &'a str)>) -> Vec<Cow<'a, str>> {
+pub fn arguments<'a>(mut pieces: Vec<(usize, &'a str)>) -> Vec<Cow<'a, str>> {
     pieces.sort_by_key(|(index, _)| *index); // stable: pieces of one argument come in order
     let mut argv = Vec::new();
     let mut room = MAX_ARGUMENT_BYTES;

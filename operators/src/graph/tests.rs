@@ -23,6 +23,7 @@ pub(crate) fn observation(at: i64, offset: i64, kind: Kind, fields: &[(Field, &s
         lane: Lane::Live,
         position: Position { topic: RawTopic::Sysmon, partition: 0, offset },
         activity: logster_schema::Activity { kind, fields: builder.finish() },
+        rules: None,
     }
 }
 

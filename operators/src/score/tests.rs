@@ -79,6 +79,7 @@ fn graph(platform: Platform, seed: u64, processes: u32) -> Arc<WindowGraph> {
                 lane: Lane::Live,
                 position: Position { topic: RawTopic::Sysmon, partition: 0, offset: i64::from(n) },
                 activity: Activity { kind: Kind::Sysmon(1), fields: fields.finish() },
+                rules: None,
             }
         })
         .collect();
