@@ -256,9 +256,10 @@ impl Restored {
         self.tenants.iter().map(restored).collect()
     }
 
-    /// Greatest committed shard frontier: the floor of a partition that has no checkpoint (rule 10).
+    /// Greatest committed frontier, of results or alerts: a partition that has no checkpoint starts above it (rule 10).
     pub fn greatest_frontier(&self) -> Option<TimeMs> {
-        self.shards.values().map(|s| s.frontier).max()
+        let shards = self.shards.values().map(|shard| shard.frontier);
+        shards.chain(self.tenants.values().map(|tenants| tenants.frontier)).max()
     }
 }
 

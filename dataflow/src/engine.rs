@@ -216,6 +216,7 @@ pub fn job_config(config: &Config, until_end: bool) -> JobConfig {
             a.dedup_window_seconds,
             a.correlation_window_seconds
         ),
+        max_lateness_ms: config.input.max_lateness.ms(),
         arrival: match config.input.arrival {
             value::Arrival::Append => Arrival::Append,
             value::Arrival::Create => Arrival::Create,
@@ -439,7 +440,7 @@ fn work(worker: &mut Worker, common: &Common) -> anyhow::Result<()> {
             (files.assign(index, peers), Restored::default(), sink, None, 0)
         }
         Edges::Kafka(job) => {
-            let taken = startup::take_over(worker, job.as_ref(), job.shards, &job.semantics)?;
+            let taken = startup::take_over(worker, job.as_ref(), job.shards, &job.semantics, job.max_lateness_ms)?;
             let Taken { mut writer, restored, assigned, ends, generation, topics } = taken;
             if index == 0 && !job.until_end {
                 job.watch_topics(topics)?;

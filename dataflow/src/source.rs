@@ -367,7 +367,8 @@ pub fn source<'scope, R: Reader + 'static>(
                     Standing::Idle(floor) if !slot.held && !slot.clock.is_replaying() => Some(floor),
                     _ => None,
                 };
-                if slot.dirty || refresh || idle.is_some() {
+                // While a floor waits for its commit, its checkpoint is the last word.
+                if !slot.held && (slot.dirty || refresh || idle.is_some()) {
                     let mut checkpoint = slot.clock.checkpoint(need);
                     let mut floor = None;
                     if let Some(at) = idle.filter(|at| *at > checkpoint.arrival_ms) {

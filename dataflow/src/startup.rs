@@ -60,6 +60,8 @@ pub struct JobConfig {
     pub shards: u32,
     /// Settings that committed results depend on, in words.
     pub semantics: String,
+    /// `input.max_lateness`, ms: from a watermark to the arrivals it stands for.
+    pub max_lateness_ms: i64,
     /// Whose clock stamps arrivals.
     pub arrival: Arrival,
     /// Take the ends found at start as the end of input.
@@ -308,6 +310,7 @@ pub fn take_over<L: JobLog>(
     log: &L,
     shards: u32,
     semantics: &str,
+    max_lateness_ms: i64,
 ) -> anyhow::Result<Taken<L::Writer>> {
     let (index, peers) = (worker.index(), worker.peers());
     let first = index == 0;
@@ -350,7 +353,7 @@ pub fn take_over<L: JobLog>(
         writer.commit(Epoch { checkpoints: vec![lock], ..Epoch::default() })?;
         let (logs, records) = (log.logs()?, log.records()?.into_iter().collect());
         let shared = Shared { generation: generation.generation, records, logs };
-        Some(admit(shared, &log.topic_ids()?, &mut writer)?)
+        Some(admit(shared, &log.topic_ids()?, max_lateness_ms, &mut writer)?)
     } else {
         None
     };
@@ -367,18 +370,9 @@ pub fn take_over<L: JobLog>(
     let mut ends = Vec::new();
     for (_, (topic, partition, start, end)) in mine {
         let input = InputTopic::from_name(&topic).expect("worker 0 has listed input topics");
-        let checkpoint = restored.partitions.get(&(topic.clone(), partition)).cloned();
-        if let Some(c) = &checkpoint {
-            check_range(&topic, partition, c, start, end)?;
-        }
-        // A log whose oldest records are gone before the first run begins where it begins.
-        let fresh = || PartitionCheckpoint {
-            next: start,
-            arrival_ms: TimeMs::MIN,
-            replay: ReplayPoint { offset: start, arrival_ms: TimeMs::MIN },
-            exceptions: Vec::new(),
-        };
-        assigned.push(Assigned { topic: input, partition, checkpoint: Some(checkpoint.unwrap_or_else(fresh)) });
+        let checkpoint = restored.partitions[&(topic.clone(), partition)].clone();
+        check_range(&topic, partition, &checkpoint, start, end)?;
+        assigned.push(Assigned { topic: input, partition, checkpoint: Some(checkpoint) });
         ends.push(end);
     }
     tracing::info!(
@@ -420,9 +414,16 @@ fn made_anew(why: &str, place: impl Into<String>) -> Failure {
         .remedy("name a new job (checkpoint.job): offsets of the new log would be taken for those of the old")
 }
 
-/// Writes down what is new to the job: topics with their ids, and partitions, which start above everything that is
-/// written (rule 10). Refuses topics that are others than those it has read, whatever their offsets say.
-fn admit(mut shared: Shared, ids: &BTreeMap<String, String>, writer: &mut impl Sink) -> anyhow::Result<Shared> {
+/// Writes down what is new to the job: topics with their ids, and partitions (rule 10): they start above everything
+/// that is written and are known before their first record is read. Also at the first start of all: results of one
+/// worker may be committed before another has committed anything of the partitions that they are made of. Refuses
+/// topics that are others than those it has read, whatever their offsets say.
+fn admit(
+    mut shared: Shared,
+    ids: &BTreeMap<String, String>,
+    max_lateness_ms: i64,
+    writer: &mut impl Sink,
+) -> anyhow::Result<Shared> {
     let restored = Restored::from_records(&shared.records.iter().cloned().collect())?;
     let mut new = Vec::new();
     for (topic, id) in ids {
@@ -435,9 +436,11 @@ fn admit(mut shared: Shared, ids: &BTreeMap<String, String>, writer: &mut impl S
             }
         }
     }
-    if let Some(floor) = restored.greatest_frontier().filter(|_| !restored.partitions.is_empty()) {
-        let known = |topic: &String, n: &i32| restored.partitions.contains_key(&(topic.clone(), *n));
-        for (topic, partition, start, _) in shared.logs.iter().filter(|(topic, n, ..)| !known(topic, n)) {
+    // Frontiers are watermarks, floors are arrivals.
+    let floor = restored.greatest_frontier().map_or(TimeMs::MIN, |frontier| frontier + max_lateness_ms);
+    for (topic, partition, start, _) in &shared.logs {
+        if !restored.partitions.contains_key(&(topic.clone(), *partition)) {
+            // A log whose oldest records are gone before the first run begins where it begins.
             let replay = ReplayPoint { offset: *start, arrival_ms: floor };
             let checkpoint = PartitionCheckpoint { next: *start, arrival_ms: floor, replay, exceptions: Vec::new() };
             new.push((partition_key(topic, *partition), encode(&checkpoint)));
