@@ -50,9 +50,11 @@ pub enum Command {
     Backtest(cmd::backtest::Args),
     /// Write the graphs of captures for training.
     ExportWindows(cmd::export_windows::Args),
+    /// Write what analysts decided of alerts as labelled windows for training.
+    ExportFeedback(cmd::export_feedback::Args),
     /// Check, print or document the configuration.
     Config(cmd::config::Args),
-    /// Verify or describe the model packages.
+    /// Verify, describe, compare or examine model packages.
     Model(cmd::model::Args),
     /// Check Sigma rules.
     Rules(cmd::rules::Args),
@@ -97,6 +99,7 @@ impl Cli {
             Command::Topics(args) => args.overrides(&mut overrides),
             Command::Backtest(args) => args.overrides(&mut overrides),
             Command::ExportWindows(args) => args.overrides(&mut overrides),
+            Command::ExportFeedback(args) => args.overrides(&mut overrides),
             Command::State(args) => args.overrides(&mut overrides),
             Command::Demo(_) | Command::Config(_) | Command::Model(_) | Command::Rules(_) => {}
         }
@@ -139,6 +142,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Topics(args) => cmd::topics::run(args, &config),
         Command::Backtest(args) => cmd::backtest::run(args, &config),
         Command::ExportWindows(args) => cmd::export_windows::run(args, &config),
+        Command::ExportFeedback(args) => cmd::export_feedback::run(args, &config),
         Command::Model(args) => cmd::model::run(args, &config),
         Command::Rules(args) => cmd::rules::run(args, &config),
         Command::State(args) => cmd::state::run(args, &config),

@@ -3,6 +3,7 @@
 pub mod backtest;
 pub mod config;
 pub mod demo;
+pub mod export_feedback;
 pub mod export_windows;
 pub mod model;
 pub mod produce;

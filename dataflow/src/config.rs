@@ -225,12 +225,12 @@ settings! {
         interval: Span = "30s" in "1s"..="1h";
         /// Linux: a window all of whose processes are on the list is benign without asking the model.
         use_idle_allowlist: bool = true;
-        /// Names of daemons that idle systems run (file names, without their folder).
+        /// Names of daemons that idle systems run: bare for programs in the system's own directories, whole
+        /// paths for others. Name nothing that runs what it is told.
         idle_allowlist: Vec<String> = [
-            "systemd", "systemd-journald", "systemd-logind", "systemd-networkd", "systemd-resolved",
-            "systemd-timesyncd", "systemd-udevd", "(sd-pam)", "init", "agetty", "auditd", "chronyd", "cron",
-            "crond", "dbus-daemon", "irqbalance", "NetworkManager", "ntpd", "polkitd", "rsyslogd", "snapd",
-            "sshd", "syslog-ng", "unattended-upgr"
+            "agetty", "atd", "auditd", "chronyd", "cron", "crond", "dbus-broker", "dbus-daemon", "init", "irqbalance",
+            "ntpd", "polkitd", "rsyslogd", "sshd", "sshd-session", "systemd", "systemd-journald", "systemd-logind",
+            "systemd-networkd", "systemd-resolved", "systemd-timesyncd", "systemd-udevd", "unix_chkpwd"
         ];
         /// Budget: events of one endpoint that go into one window's graph. Above it they are sampled,
         /// deterministically, counted and flagged on the result; they are still normalized and published.
@@ -241,6 +241,9 @@ settings! {
     ["model"] model: Model {
         /// Directory of the model packages, one folder a platform.
         packages: PathBuf = "models/packages";
+        /// Directory of packages that score beside those in use, laid out like `packages`; a platform may be missing.
+        /// Their verdicts are compared in `logster_shadow_*` metrics and published nowhere.
+        shadow: Option<PathBuf> = none;
         /// What scores.
         device: Device = "cpu";
         /// What happens when the device cannot be had: refuse to start, or score on the processor.

@@ -4,7 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,7 @@ use anyhow::Context;
 use logster_operators::correlate::{CorrelateConfig, CorrelateMetrics};
 use logster_operators::dedup::{DedupConfig, DedupMetrics};
 use logster_operators::features::FEATURE_VERSION;
-use logster_operators::infer::{InferConfig, InferMetrics, infer};
+use logster_operators::infer::{InferConfig, InferMetrics, Witness, infer};
 use logster_operators::normalize::NormalizeConfig;
 use logster_operators::rules::RuleSet;
 use logster_operators::score::{Device, ModelPackage, Runtime, Scorer, ScorerConfig};
@@ -44,6 +44,7 @@ use crate::source::kafka::KafkaReader;
 use crate::source::{Assigned, NoReader, Reader, SourceConfig, SourceMetrics};
 use crate::startup::{self, JobConfig, Taken};
 use crate::topology::{self, TopologyConfig, TopologyMetrics};
+use crate::watch::{Shadowed, witness};
 
 /// How far a partition may run ahead of what is scored, ms of arrival.
 const MAX_AHEAD_MS: i64 = 60_000;
@@ -88,6 +89,7 @@ pub struct Plan {
 pub struct Models {
     packages: Vec<ModelPackage>,
     scorer: Scorer,
+    shadow: Option<Box<Models>>,
 }
 
 impl Models {
@@ -96,21 +98,28 @@ impl Models {
     /// # Errors
     /// No runtime, a package that is refused, a device that cannot be had.
     pub fn load(config: &Config, workers: usize) -> anyhow::Result<Self> {
+        let folders = Platform::ALL.map(|platform| (platform, config.model.packages.join(platform.name())));
+        let threads = if config.model.threads == 0 { workers } else { config.model.threads as usize };
+        let load = |(platform, folder): (Platform, PathBuf)| ModelPackage::load(&folder, platform, FEATURE_VERSION);
+        Self::of(config, folders.into_iter().map(load).collect::<Result<_, _>>()?, threads)
+    }
+
+    /// The models of these packages, scoring on `threads`.
+    ///
+    /// # Errors
+    /// No runtime, a device that cannot be had, a package that fails its self-test.
+    pub fn of(config: &Config, packages: Vec<ModelPackage>, threads: usize) -> anyhow::Result<Self> {
         let library = config.onnx_runtime().ok_or_else(|| {
             Failure::new("ONNX Runtime was not found")
                 .at("model.runtime")
                 .remedy("run `make setup`, or name libonnxruntime.so with model.runtime or LOGSTER_ONNXRUNTIME")
         })?;
         let runtime = Runtime::load(&library)?;
-        let packages = Platform::ALL
-            .into_iter()
-            .map(|platform| ModelPackage::load(&config.model.packages.join(platform.name()), platform, FEATURE_VERSION))
-            .collect::<Result<Vec<_>, _>>()?;
         let scorer = Scorer::new(
             &runtime,
             &packages,
             ScorerConfig {
-                threads: if config.model.threads == 0 { workers } else { config.model.threads as usize },
+                threads,
                 device: match config.model.device {
                     value::Device::Cpu => Device::Cpu,
                     value::Device::Cuda => Device::Cuda,
@@ -120,12 +129,45 @@ impl Models {
                 queue: WINDOWS_UNDER_WAY,
             },
         )?;
-        Ok(Self { packages, scorer })
+        Ok(Self { packages, scorer, shadow: None })
+    }
+
+    /// Adds the shadow that the configuration names, if any, on a thread of its own.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn with_shadow(mut self, config: &Config) -> anyhow::Result<Self> {
+        if let Some(folder) = &config.model.shadow {
+            let folders = Platform::ALL.map(|platform| (platform, folder.join(platform.name())));
+            let there: Vec<_> = folders.into_iter().filter(|(_, folder)| folder.is_dir()).collect();
+            if there.is_empty() {
+                return Err(Failure::new("the shadow has no packages")
+                    .at(format!("model.shadow = {}", folder.display()))
+                    .remedy("name a directory with a folder `windows` or `linux` that holds a package")
+                    .into());
+            }
+            let load = |(platform, folder): (Platform, PathBuf)| ModelPackage::load(&folder, platform, FEATURE_VERSION);
+            let packages = there.into_iter().map(load).collect::<Result<_, _>>()?;
+            self.shadow = Some(Box::new(Self::of(config, packages, 1)?));
+        }
+        Ok(self)
+    }
+
+    /// What tells one set of packages from another: the digests of their manifests, by platform, the shadow's too.
+    pub fn digests(&self) -> BTreeMap<String, String> {
+        let own = self.packages.iter().map(|p| (p.platform().name().to_owned(), p.digest().to_owned()));
+        let shadow = self.shadow.iter().flat_map(|s| s.digests()).map(|(p, digest)| (format!("shadow {p}"), digest));
+        own.chain(shadow).collect()
     }
 
     /// Name and version of each platform's model.
     pub fn versions(&self) -> BTreeMap<Platform, String> {
         self.packages.iter().map(|p| (p.platform(), p.model_version())).collect()
+    }
+
+    /// What scores with them.
+    pub fn scorer(&self) -> &Scorer {
+        &self.scorer
     }
 
     /// The packages.
@@ -231,13 +273,13 @@ pub fn job_config(config: &Config, until_end: bool) -> JobConfig {
 ///
 /// # Errors
 /// Rules that a run does not start with.
-pub fn fingerprint(config: &Config) -> anyhow::Result<String> {
+pub fn fingerprint(config: &Config, models: &Models) -> anyhow::Result<String> {
     let rules = rules::load(config)?;
     let job = job_config(config, false);
-    let model = config.model.packages.display();
+    let model = models.digests();
     let text = format!(
         "{} shards={} {} max_events={} min_threshold={} retention={} backfill_windows={} allowlist={:?} \
-         model={model} rules={:?} from {}",
+         models={model:?} rules={:?} from {}",
         env!("CARGO_PKG_VERSION"),
         job.shards,
         job.semantics,
@@ -289,6 +331,7 @@ impl AllMetrics {
                 results: m.inferences.clone(),
                 seconds: m.inference_seconds.clone(),
                 under_way: m.queue_depth(index, Queue::Score),
+                witness: None,
             },
             dedup: self.dedup.clone(),
             correlate: self.correlate.clone(),
@@ -345,6 +388,7 @@ struct Common {
     stop: Arc<AtomicBool>,
     every: Duration,
     metrics: AllMetrics,
+    witness: Option<Witness>,
     health: HealthState,
 }
 
@@ -372,9 +416,16 @@ pub fn run(
             (None, true)
         }
     };
+    let topology = topology_config(config, &models, rules, checkpointing);
+    let mut models = models;
+    let shadow = models.shadow.take().map(|shadow| *shadow);
+    let watched = Shadowed { active: &models, shadow };
+    let witness = witness(watched, config.alerts.min_threshold, &metrics.metrics.models)
+        .map_err(|e| Failure::new("the shadow's thread cannot be started").because(e))?;
     let common = Arc::new(Common {
         workers: plan.workers,
-        topology: topology_config(config, &models, rules, checkpointing),
+        topology,
+        witness,
         edges,
         scorer: models.scorer,
         files,
@@ -470,7 +521,8 @@ fn work(worker: &mut Worker, common: &Common) -> anyhow::Result<()> {
             Box::new(NoReader)
         })
     };
-    let counters = common.metrics.worker(index);
+    let mut counters = common.metrics.worker(index);
+    counters.infer.witness = common.witness.clone();
     let (asked, answered) = (common.topology.infer.clone(), counters.infer.clone());
     let built = worker.dataflow::<u64, _, _>(|scope| {
         topology::build(

@@ -8,7 +8,7 @@
 //! - The same normalizer, window operator, graphs and features as a run: the trainer sees what is scored.
 //! - Failure: records that a run would dead-letter are counted and left out; errors are for files.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
@@ -19,27 +19,15 @@ use arrow_array::types::{ArrowPrimitiveType, Float32Type, Int64Type, UInt8Type, 
 use arrow_array::{ArrayRef, RecordBatch};
 use arrow_schema::{ArrowError, DataType, Field, Schema};
 use logster_operators::features::tensors;
-use logster_operators::graph::{NodeKind, NodeView, PaneGraph, WindowGraph};
-use logster_operators::normalize::{NormalizeConfig, Normalizer, Outcome, RawRecord};
-use logster_operators::window::{ClosedWindow, WindowConfig, Windows};
-use logster_schema::{Endpoint, Platform, RawTopic, TimeMs};
-use logster_sinks::capture::{self, CaptureError, CaptureReader, Framing};
+use logster_operators::graph::{NodeKind, NodeView, PaneGraph};
+use logster_operators::window::ClosedWindow;
+use logster_schema::{Platform, RawTopic};
+use logster_sinks::capture::{self, CaptureError};
+
+use crate::replay::{ReplayConfig, graph_of, replay};
 
 /// Rows of one record batch: bounds memory, both sides.
-const BATCH_ROWS: usize = 256;
-/// Lines between two advances of the watermark.
-const STEP_LINES: u64 = 512;
-
-/// What to export and how.
-#[derive(Clone, Debug)]
-pub struct ExportConfig {
-    /// Limits of messages and times, as in a run.
-    pub normalize: NormalizeConfig,
-    /// Sizes of windows, as in a run.
-    pub window: WindowConfig,
-    /// Also export each Linux recording by auditd alone and by eBPF alone.
-    pub views: bool,
-}
+pub(crate) const BATCH_ROWS: usize = 256;
 
 /// What was exported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,11 +87,13 @@ impl View {
     }
 }
 
-/// Exports every recording below `input` to the Arrow IPC file `output`; `progress` hears of each recording.
+/// Exports every recording below `input` to the Arrow IPC file `output`, with `views` each Linux recording also by
+/// auditd alone and by eBPF alone; `progress` hears of each recording.
 pub fn export_windows(
     input: &Path,
     output: &Path,
-    config: &ExportConfig,
+    config: &ReplayConfig,
+    views: bool,
     mut progress: impl FnMut(&str, &ExportTotals),
 ) -> Result<ExportTotals, ExportError> {
     let file = File::create(output).map_err(|source| ExportError::Create { path: output.to_path_buf(), source })?;
@@ -113,19 +103,27 @@ pub fn export_windows(
     let mut rows = Rows::default();
     for path in capture::files(input)? {
         let recording = recording_name(&path);
-        let views: &[View] = if config.views { &[View::All, View::Auditd, View::Ebpf] } else { &[View::All] };
+        let linux = Cell::new(false);
+        let views: &[View] = if views { &[View::All, View::Auditd, View::Ebpf] } else { &[View::All] };
         for &view in views {
             let mut failed = None;
-            let linux = export_recording(&path, &recording, view, config, &mut totals, &mut |w| {
-                rows.push(&recording, view, &w);
+            let wanted = |topic: RawTopic| {
+                linux.set(linux.get() || topic.platform() == Platform::Linux);
+                view.holds(topic)
+            };
+            let replayed = replay(&path, Some(&recording), config, wanted, |w| {
+                rows.push(&recording, view.name(), &w);
                 if rows.count == BATCH_ROWS && failed.is_none() {
                     failed = writer.write(&rows.finish()).err();
                 }
             })?;
+            totals.records += replayed.records;
+            totals.dead_letters += replayed.dead_letters;
+            totals.windows += replayed.windows;
             if let Some(source) = failed {
                 return Err(write_error(source));
             }
-            if !linux {
+            if !linux.get() {
                 break; // one view is all there is
             }
         }
@@ -140,74 +138,10 @@ pub fn export_windows(
 }
 
 /// File name up to `.ndjson` or the first dot.
-fn recording_name(path: &Path) -> String {
+pub(crate) fn recording_name(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let end = name.find(".ndjson").or_else(|| name.find(".jsonl")).or_else(|| name.rfind('.'));
     name[..end.unwrap_or(name.len())].to_owned()
-}
-
-/// Plays one recording through normalizer and windows. Returns whether it has Linux records.
-fn export_recording(
-    path: &Path,
-    recording: &str,
-    view: View,
-    config: &ExportConfig,
-    totals: &mut ExportTotals,
-    emit: &mut impl FnMut(ClosedWindow<PaneGraph>),
-) -> Result<bool, ExportError> {
-    let mut reader = CaptureReader::open(path)?;
-    let mut normalizer = Normalizer::new(config.normalize);
-    let mut windows = Windows::<PaneGraph>::new(config.window);
-    let mut hosts: BTreeMap<String, Endpoint> = BTreeMap::new();
-    let mut arrival_ms = TimeMs::MIN;
-    let mut linux = false;
-    while let Some(line) = reader.next_line()? {
-        let line_no = line.line_no;
-        let Ok(envelope) = Framing::Envelope.parse(&line) else {
-            totals.records += 1;
-            totals.dead_letters += 1;
-            continue;
-        };
-        let Some(topic) = envelope.topic.raw() else { continue };
-        linux |= topic.platform() == Platform::Linux;
-        if !view.holds(topic) {
-            continue;
-        }
-        totals.records += 1;
-        arrival_ms = arrival_ms.max(envelope.arrival_ms().unwrap_or(arrival_ms));
-        let record = RawRecord {
-            topic,
-            partition: 0,
-            offset: line_no as i64,
-            arrival_ms: arrival_ms.max(0),
-            key: envelope.key.as_deref().map(str::as_bytes),
-            payload: envelope.value,
-        };
-        match normalizer.normalize(&record) {
-            Outcome::DeadLetter(_) => totals.dead_letters += 1,
-            Outcome::Event(event) => {
-                let mut observation = event.observation;
-                let host = observation.endpoint.host();
-                if !hosts.contains_key(host) {
-                    hosts.insert(host.to_owned(), Endpoint::new(recording, host));
-                }
-                observation.endpoint = hosts[host].clone();
-                windows.on_event(observation, TimeMs::MIN / 2);
-            }
-        }
-        if line_no % STEP_LINES == 0 && arrival_ms > 0 {
-            let watermark = arrival_ms - config.window.max_lateness_ms;
-            for window in windows.on_frontier(Some(watermark), usize::MAX) {
-                totals.windows += 1;
-                emit(window);
-            }
-        }
-    }
-    for window in windows.on_frontier(None, usize::MAX) {
-        totals.windows += 1;
-        emit(window);
-    }
-    Ok(linux)
 }
 
 /// The columns of an exported window: who and when, each node's identity and times, and the tensors of the
@@ -245,8 +179,8 @@ type Lists<T> = ListBuilder<PrimitiveBuilder<T>>;
 
 /// Rows of the next record batch.
 #[derive(Default)]
-struct Rows {
-    count: usize,
+pub(crate) struct Rows {
+    pub(crate) count: usize,
     recording: StringBuilder,
     endpoint: StringBuilder,
     platform: StringBuilder,
@@ -279,7 +213,7 @@ fn append<T: ArrowPrimitiveType>(list: &mut Lists<T>, values: impl IntoIterator<
 }
 
 impl Rows {
-    fn finish(&mut self) -> RecordBatch {
+    pub(crate) fn finish(&mut self) -> RecordBatch {
         self.count = 0;
         let columns: Vec<ArrayRef> = vec![
             Arc::new(self.recording.finish()),
@@ -310,15 +244,14 @@ impl Rows {
 }
 
 impl Rows {
-    fn push(&mut self, recording: &str, view: View, window: &ClosedWindow<PaneGraph>) {
-        let panes: Vec<&PaneGraph> = window.panes.iter().map(|pane| &pane.content).collect();
-        let graph = WindowGraph::merge(window.platform, window.start_ms, window.end_ms, &panes);
+    pub(crate) fn push(&mut self, recording: &str, view: &str, window: &ClosedWindow<PaneGraph>) {
+        let graph = graph_of(window);
         let t = tensors(&[&graph]);
         self.count += 1;
         self.recording.append_value(recording);
         self.endpoint.append_value(window.endpoint.host());
         self.platform.append_value(window.platform.name());
-        self.view.append_value(view.name());
+        self.view.append_value(view);
         self.window_start.append_value(window.start_ms);
         self.window_end.append_value(window.end_ms);
         self.backfill.append_value(window.opened_ms.is_some());
@@ -357,6 +290,9 @@ fn identity(node: &NodeView<'_>) -> String {
 mod tests {
     use super::*;
     use arrow_array::cast::AsArray;
+    use logster_operators::normalize::NormalizeConfig;
+    use logster_operators::window::WindowConfig;
+    use logster_schema::Endpoint;
 
     /// Two processes of one host within a minute, and a record that is refused.
     fn capture(dir: &Path) -> PathBuf {
@@ -381,8 +317,8 @@ mod tests {
         path
     }
 
-    fn config() -> ExportConfig {
-        ExportConfig {
+    fn config() -> ReplayConfig {
+        ReplayConfig {
             normalize: NormalizeConfig { time: Default::default(), max_message_bytes: 1 << 20 },
             window: WindowConfig {
                 width_ms: 180_000,
@@ -391,7 +327,6 @@ mod tests {
                 max_events: 50_000,
                 max_open_backfill: 64,
             },
-            views: false,
         }
     }
 
@@ -401,7 +336,7 @@ mod tests {
         let input = capture(dir.path());
         let out = dir.path().join("w.arrow");
         let mut heard = Vec::new();
-        let totals = export_windows(&input, &out, &config(), |name, _| heard.push(name.to_owned())).unwrap();
+        let totals = export_windows(&input, &out, &config(), false, |name, _| heard.push(name.to_owned())).unwrap();
         assert_eq!((totals.recordings, totals.records, totals.dead_letters), (1, 3, 1));
         assert_eq!(heard, ["rec-1"]);
 
@@ -430,7 +365,7 @@ mod tests {
         let input = capture(dir.path());
         let bytes = |name: &str| {
             let out = dir.path().join(name);
-            export_windows(&input, &out, &config(), |_, _| ()).unwrap();
+            export_windows(&input, &out, &config(), false, |_, _| ()).unwrap();
             std::fs::read(out).unwrap()
         };
         assert_eq!(bytes("a"), bytes("b"));

@@ -11,6 +11,7 @@
 use std::fmt::Write;
 
 use logster_operators::rules::RulesMetrics;
+use logster_operators::score::drift::QUANTITIES;
 use logster_operators::window::WindowMetrics;
 use logster_schema::{DeadLetterReason, InputTopic, Platform, Prediction, RuleLevel};
 use prometheus::core::{Collector, Desc};
@@ -50,6 +51,56 @@ impl Queue {
     }
 }
 
+/// What a shadow model said of a window, beside the model in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The same verdict.
+    Agreed,
+    /// A detection of the shadow alone.
+    Gained,
+    /// A detection of the model in use alone.
+    Lost,
+    /// It refused the window.
+    Failed,
+    /// It was not asked: too many windows waited.
+    Skipped,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 5] = [Self::Agreed, Self::Gained, Self::Lost, Self::Failed, Self::Skipped];
+
+    /// The label.
+    pub const fn name(self) -> &'static str {
+        ["agreed", "gained", "lost", "failed", "skipped"][self as usize]
+    }
+}
+
+/// What is known of the models at work. Clones share the same numbers.
+#[derive(Clone)]
+pub struct ModelMetrics {
+    drift: GaugeVec,
+    shadow: IntCounterVec,
+    shadow_difference: HistogramVec,
+}
+
+impl ModelMetrics {
+    /// Population stability index of one of [`QUANTITIES`].
+    pub fn drift(&self, platform: Platform, quantity: &'static str) -> prometheus::Gauge {
+        self.drift.with_label_values(&[platform.name(), quantity])
+    }
+
+    /// Windows by what the shadow said.
+    pub fn shadow(&self, platform: Platform, outcome: Outcome) -> IntCounter {
+        self.shadow.with_label_values(&[platform.name(), outcome.name()])
+    }
+
+    /// How far the shadow's scores are from those of the model in use.
+    pub fn shadow_difference(&self, platform: Platform) -> Histogram {
+        self.shadow_difference.with_label_values(&[platform.name()])
+    }
+}
+
 /// The metrics of a process. Clones share the same numbers.
 #[derive(Clone)]
 pub struct Metrics {
@@ -75,6 +126,8 @@ pub struct Metrics {
     pub commits: IntCounter,
     /// Seconds that a commit took.
     pub commit_seconds: Histogram,
+    /// Drift and shadow.
+    pub models: ModelMetrics,
     window_events: IntCounter,
     late: IntCounter,
     sampled: IntCounter,
@@ -137,6 +190,29 @@ impl Metrics {
                 "Time that the commit of an epoch took.",
                 exponential_buckets(0.001, 2.0, 14)?,
             )?,
+            models: ModelMetrics {
+                drift: b.add(GaugeVec::new(
+                    Opts::new(
+                        "logster_drift_psi",
+                        "Population stability index of the latest windows against the benign windows of training \
+                         (0.1: look, 0.25: train anew). Only for packages with a reference.",
+                    ),
+                    &["platform", "quantity"],
+                ))?,
+                shadow: b.counters(
+                    "logster_shadow_windows_total",
+                    "Windows that a shadow model (model.shadow) scored too: same verdict, detection gained or lost.",
+                    &["platform", "outcome"],
+                )?,
+                shadow_difference: b.add(HistogramVec::new(
+                    HistogramOpts::new(
+                        "logster_shadow_score_difference",
+                        "Distance of the shadow's attack_prob from that of the model in use.",
+                    )
+                    .buckets(vec![0.001, 0.01, 0.05, 0.1, 0.2, 0.4, 0.8]),
+                    &["platform"],
+                ))?,
+            },
             window_events: b.counter("logster_window_events_total", "Events that entered windows.")?,
             late: b.counter(
                 "logster_late_events_total",
@@ -301,6 +377,11 @@ pub fn reference() -> String {
     let metrics = AllMetrics::new(&registry).expect("names are unique").metrics;
     metrics.window(0);
     metrics.watermark_lag(0);
+    for platform in Platform::ALL {
+        QUANTITIES.iter().for_each(|quantity| drop(metrics.models.drift(platform, quantity)));
+        Outcome::ALL.iter().for_each(|outcome| drop(metrics.models.shadow(platform, *outcome)));
+        metrics.models.shadow_difference(platform);
+    }
     for queue in Queue::ALL {
         metrics.queue_depth(0, queue);
     }

@@ -8,13 +8,14 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import torch
 
 from tests import synthetic
 from trainer import fit, linear, report, train
 from trainer.data import AMBIGUOUS, BENIGN, MALICIOUS, load_labels, read, read_feedback
 from trainer.evaluate import Scored, calibration_error, roc_auc
 from trainer.net import Shape
-from trainer.package import session
+from trainer.package import reference, session
 
 TINY = fit.Recipe(shape=Shape(hidden=16, heads=2, layers=2, embedding=4), epochs=4, share=1.0, batch_edges=300)
 
@@ -138,6 +139,17 @@ class TrainTest(unittest.TestCase):
         _, data, chosen = fitted.call_args_list[0].args
         names = {w.recording for w in read_feedback(folder, "windows")}
         self.assertTrue(names and chosen[-1], "what was decided on is among what is learned from")
+
+    def test_the_reference_counts_benign_windows_by_the_products_bins(self):
+        windows = self.corpus()
+        for w in windows:
+            w.graph.graph_feat[0] = torch.tensor([0.0, 0.125, 0.25, 2.5, 9.0, 0.375, 0.1, 0.5])
+        counts = reference(windows, np.full(len(windows), 0.1))
+        benign = sum(w.label == BENIGN for w in windows)
+        where = {name: [(k, n) for k, n in enumerate(row) if n] for name, row in counts.items()}
+        bins = {"attack_prob": 1, "nodes": 0, "edges": 1, "events": 2, "processes": 20, "files": 20, "scripts": 3, "network": 0, "activity": 3}
+        self.assertEqual(where, {name: [(k, benign)] for name, k in bins.items()})
+        self.assertEqual([len(counts[name]) for name in ("attack_prob", "nodes", "activity")], [10, 21, 7])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from .contract import INPUTS, OUTPUTS, Batch, synthetic, union
+from .data import BENIGN, Window
 from .export import emit, round_tables
 from .net import Detector
 
@@ -55,6 +56,24 @@ def self_test_graphs() -> list[Batch]:
     return [synthetic(1, 24, 40, 60, 60), synthetic(2, 1, 0, 0, 0), synthetic(3, 6, 0, 5, 5)]
 
 
+def reference(windows: list[Window], probability: np.ndarray) -> dict[str, list[int]]:
+    """The benign windows in numbers, for drift: counts by the bins of `operators/src/score/drift.rs`.
+
+    `probability` is that of each window, out of fold.
+    """
+    benign = [i for i, w in enumerate(windows) if w.label == BENIGN]
+    rows = np.array([windows[i].graph.graph_feat[0].numpy() for i in benign], float).reshape(len(benign), 8)
+
+    def counts(values: np.ndarray, bins: int) -> list[int]:
+        return np.bincount(np.minimum(values.astype(int), bins - 1), minlength=bins).tolist()
+
+    names = ("nodes", "edges", "events", "processes", "files", "scripts", "network")
+    out = {"attack_prob": counts(probability[benign] * 10, 10)}
+    out |= {name: counts(rows[:, k] * 8, 21) for k, name in enumerate(names)}
+    out["activity"] = counts(rows[:, 7] * 6 + 0.5, 7)
+    return out
+
+
 def write(
     folder: Path,
     detector: Detector,
@@ -66,10 +85,12 @@ def write(
     training: dict,
     metrics: dict,
     examples: list[Batch] = (),
+    reference: dict | None = None,
 ) -> str:
     """Writes the package and returns the digest of its manifest.
 
-    `examples` are real windows to add to the self-test vector; none holds text, only hashed ids.
+    `examples` are real windows to add to the self-test vector; none holds text, only hashed ids. Without a `reference`
+    (see `reference`) the product reports no drift for the package.
     """
     detector.eval()
     round_tables(detector)
@@ -84,6 +105,7 @@ def write(
         training=training,
         metrics=metrics,
         examples=examples,
+        reference=reference,
     )
 
 
@@ -98,6 +120,7 @@ def store_package(
     training: dict,
     metrics: dict,
     examples: list[Batch] = (),
+    reference: dict | None = None,
 ) -> str:
     """`write`, of a model that is ONNX already."""
     if len(model) > MAX_BYTES:
@@ -124,6 +147,7 @@ def store_package(
         + toml_table("calibration", calibration)
         + toml_table("training", training)
         + toml_table("metrics", metrics)
+        + (toml_table("reference", reference) if reference else "")
         + toml_table("files", {file: hashlib.sha256(data).hexdigest() for file, data in sorted(files.items())})
     ).encode()
     store(folder / "manifest.toml", manifest)

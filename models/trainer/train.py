@@ -23,7 +23,7 @@ from . import fit, folds, linear
 from .data import AMBIGUOUS, BENIGN, MALICIOUS, Window, digest, load_labels, read, read_feedback
 from .evaluate import BUDGETS, Scored, calibration_error, roc_auc
 from .net import Detector, Gat, LinearHead, Shape
-from .package import write
+from .package import reference, write
 
 #: The alert threshold of the product (`alerts.min_threshold`): calibration is anchored there.
 ALERT_PROBABILITY = 0.7
@@ -329,6 +329,9 @@ def main() -> int:
     small = [w.graph for w in study.tested if len(w.graph.node_type) <= EXAMPLE_NODES]
     metrics = {f"{k.replace(' ', '_').replace(',', '')}_{m}": v for k, r in report["rows"].items() for m, v in r.items() if m in ("detected", "roc_auc")}
     recipe_text = "linear head only" if a.linear_only else json.dumps(asdict(recipe), sort_keys=True)
+    # Out-of-fold probabilities of the first seed, the one that ships: for drift's reference, and what the plots are made of.
+    shipped = sum(m * v for m, v in zip(mix, parts[0]))
+    probability = 1 / (1 + np.exp(-(calibration["scale"] * shipped + calibration["shift"])))
     manifest = write(
         a.package,
         detector,
@@ -339,10 +342,8 @@ def main() -> int:
         training={"data": data_digest, "recordings": len(labels), **counts, "seeds": a.seeds, "recipe": recipe_text},
         metrics=metrics,
         examples=small[:: max(1, len(small) // EXAMPLES)][:EXAMPLES],
+        reference=reference(study.tested, probability),
     )
-    # What the plots are made of: out-of-fold probabilities of the first seed, the one that ships.
-    shipped = sum(m * v for m, v in zip(mix, parts[0]))
-    probability = 1 / (1 + np.exp(-(calibration["scale"] * shipped + calibration["shift"])))
     report["scenarios"] = scenarios(study, labels, probability)
     np.savez_compressed(
         a.work / "scores.npz",

@@ -152,10 +152,8 @@ fn append(t: &mut Tensors, number: i64, graph: &WindowGraph) {
     let mut suspicion = vec![0u32; nodes];
 
     let tree = graph.tree_tokens();
-    let mut kinds = [0u32; NodeKind::ALL.len()];
     for (at, node) in graph.nodes().enumerate() {
         let row = base + at as i64;
-        kinds[node.kind() as usize] += 1;
         t.node_type.push(node.kind() as i64);
         t.node_graph.push(number);
         for token in node.tokens() {
@@ -191,7 +189,15 @@ fn append(t: &mut Tensors, number: i64, graph: &WindowGraph) {
             scaled_log2(suspicion[dst]),
         ]);
     }
-    t.graph_feat.extend([
+    t.graph_feat.extend(graph_features(graph));
+    debug_assert_eq!(Relation::ALL.len() * 2, 10);
+}
+
+/// A graph's row of `graph_feat`.
+pub fn graph_features(graph: &WindowGraph) -> [f32; GRAPH_FEATURES] {
+    let mut kinds = [0u32; NodeKind::ALL.len()];
+    graph.nodes().for_each(|node| kinds[node.kind() as usize] += 1);
+    [
         scaled_log2(graph.num_nodes()),
         scaled_log2(graph.num_edges()),
         scaled_log2(graph.events()),
@@ -200,8 +206,7 @@ fn append(t: &mut Tensors, number: i64, graph: &WindowGraph) {
         scaled_log2(kinds[NodeKind::Script as usize]),
         scaled_log2(kinds[NodeKind::Network as usize]),
         graph.active_panes().min(6) as f32 / 6.0,
-    ]);
-    debug_assert_eq!(Relation::ALL.len() * 2, 10);
+    ]
 }
 
 /// `log2(1 + n) / 8`, linear between powers of two: a multiple of 2^-23 at most, so exact in `f32`.

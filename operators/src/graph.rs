@@ -16,6 +16,7 @@
 //! was seen, "carried in" where it was not. A carried-in instance is the newest process with that pid among
 //! the earlier panes of the window, if there is one.
 
+pub mod occlusion;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod window;
@@ -147,6 +148,8 @@ mod bits {
 }
 
 const NO_PID: u32 = u32::MAX;
+/// The edge of a token that came with none.
+const NO_EDGE: u16 = u16::MAX;
 
 #[derive(Clone, Debug)]
 struct PaneNode {
@@ -205,6 +208,8 @@ pub struct PaneGraph {
     nodes: Box<[PaneNode]>,
     edges: Box<[PaneEdge]>,
     tokens: Box<[TokenId]>,
+    /// For each token the edge whose event showed it first, by number, or [`NO_EDGE`].
+    token_edges: Box<[u16]>,
     /// Flat token sets of `deferred`, with their ends.
     sets: Box<[TokenId]>,
     set_ends: Box<[u32]>,
@@ -237,6 +242,7 @@ impl PaneGraph {
         size_of_val(&*self.nodes)
             + size_of_val(&*self.edges)
             + size_of_val(&*self.tokens)
+            + size_of_val(&*self.token_edges)
             + size_of_val(&*self.sets)
             + size_of_val(&*self.set_ends)
             + size_of_val(&*self.deferred)
@@ -272,10 +278,13 @@ pub struct PaneBuilder {
     set_tokens: Vec<TokenId>,
     set_ends: Vec<u32>,
     by_set: FxHashMap<Box<[TokenId]>, u32>,
-    /// Node and set, once each.
-    applied: FxHashSet<(u32, u32)>,
-    /// Node and single token, once each.
-    single: FxHashSet<(u32, TokenId)>,
+    /// Node and set, once each, with the observation that showed it first.
+    applied: FxHashMap<(u32, u32), u32>,
+    /// Node and single token, likewise.
+    single: FxHashMap<(u32, TokenId), u32>,
+    /// Edges that each observation added or counted: where an observation's begin, and whose they are.
+    observations: Vec<u32>,
+    touched: Vec<u32>,
     deferred: Vec<Deferred>,
     deferred_seen: FxHashSet<Deferred>,
     attributes: FxHashMap<(u32, Attribute), Text>,
@@ -300,8 +309,10 @@ impl PaneBuilder {
             set_tokens: Vec::new(),
             set_ends: Vec::new(),
             by_set: FxHashMap::default(),
-            applied: FxHashSet::default(),
-            single: FxHashSet::default(),
+            applied: FxHashMap::default(),
+            single: FxHashMap::default(),
+            observations: Vec::new(),
+            touched: Vec::new(),
             deferred: Vec::new(),
             deferred_seen: FxHashSet::default(),
             attributes: FxHashMap::default(),
@@ -317,6 +328,12 @@ impl PaneBuilder {
     pub fn at(&mut self, time_ms: TimeMs) {
         let base = *self.base_ms.get_or_insert(time_ms);
         self.now = u32::try_from(time_ms.saturating_sub(base).max(0)).unwrap_or(u32::MAX);
+        self.observations.push(self.touched.len() as u32);
+    }
+
+    /// The observation whose calls these are, counted from 1.
+    fn observation(&self) -> u32 {
+        self.observations.len() as u32
     }
 
     /// The node of this kind and identity; made on first sight. An empty `label` may be given later.
@@ -448,12 +465,14 @@ impl PaneBuilder {
 
     /// Adds a token that describes the node itself: `img:powershell`. Masked or from a closed list.
     pub fn token(&mut self, node: NodeId, token: &str) {
-        self.single.insert((node.0, TokenId::new(token, false)));
+        let now = self.observation();
+        self.single.entry((node.0, TokenId::new(token, false))).or_insert(now);
     }
 
     /// Adds a sign of suspicion: it counts for the node's ancestors and descendants too.
     pub fn flag(&mut self, node: NodeId, flag: &str) {
-        self.single.insert((node.0, TokenId::new(flag, true)));
+        let now = self.observation();
+        self.single.entry((node.0, TokenId::new(flag, true))).or_insert(now);
     }
 
     /// Keeps a set of tokens, to be applied many times.
@@ -472,7 +491,8 @@ impl PaneBuilder {
 
     /// Adds a set to a node.
     pub fn apply(&mut self, node: NodeId, set: SetId) {
-        self.applied.insert((node.0, set.0));
+        let now = self.observation();
+        self.applied.entry((node.0, set.0)).or_insert(now);
     }
 
     /// Adds a set to `on`, unless `parent` spawned `child` somewhere in the window.
@@ -493,6 +513,7 @@ impl PaneBuilder {
         }
         self.touch(src.0);
         self.touch(dst.0);
+        self.touched.push(at);
         let edge = &mut self.edges[at as usize];
         edge.count = edge.count.saturating_add(1);
         edge.first = edge.first.min(self.now);
@@ -543,17 +564,25 @@ impl PaneBuilder {
 
     /// Seals the pane of `events` observations.
     pub(crate) fn finish(self, events: usize) -> PaneGraph {
-        let mut tokens: Vec<(u32, TokenId)> = self.single.into_iter().collect();
-        for &(node, set) in &self.applied {
+        let mut tokens: Vec<(u32, TokenId, u32)> = self.single.into_iter().map(|((n, t), at)| (n, t, at)).collect();
+        for (&(node, set), &at) in &self.applied {
             let start = if set == 0 { 0 } else { self.set_ends[set as usize - 1] as usize };
-            tokens.extend(self.set_tokens[start..self.set_ends[set as usize] as usize].iter().map(|&t| (node, t)));
+            tokens.extend(self.set_tokens[start..self.set_ends[set as usize] as usize].iter().map(|&t| (node, t, at)));
         }
         tokens.sort_unstable();
-        tokens.dedup();
+        tokens.dedup_by_key(|&mut (node, token, _)| (node, token));
+        let token_edges = tokens.iter().map(|&(node, _, at)| {
+            let from = at.checked_sub(1).map_or(0, |at| self.observations[at as usize]) as usize;
+            let to = self.observations.get(at as usize).map_or(self.touched.len(), |&end| end as usize);
+            let mut edges = self.touched[from..to].iter();
+            let edge = edges.find(|&&e| self.edges[e as usize].src == node || self.edges[e as usize].dst == node);
+            edge.and_then(|&edge| u16::try_from(edge).ok()).unwrap_or(NO_EDGE)
+        });
+        let token_edges = token_edges.collect();
         let mut nodes = self.nodes;
         let mut end = 0;
         for (at, node) in nodes.iter_mut().enumerate() {
-            end += tokens[end..].iter().take_while(|(n, _)| *n as usize == at).count();
+            end += tokens[end..].iter().take_while(|(n, ..)| *n as usize == at).count();
             node.tokens_end = end as u32;
         }
         // Only sets that a deferred fact needs stay.
@@ -575,7 +604,8 @@ impl PaneBuilder {
             events: u32::try_from(events).unwrap_or(u32::MAX),
             nodes: nodes.into(),
             edges: self.edges.into(),
-            tokens: tokens.into_iter().map(|(_, t)| t).collect(),
+            tokens: tokens.into_iter().map(|(_, t, _)| t).collect(),
+            token_edges,
             sets: sets.into(),
             set_ends: set_ends.into(),
             deferred: deferred.into(),

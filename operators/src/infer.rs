@@ -29,7 +29,7 @@ use timely::dataflow::operators::generic::Operator;
 use crate::features::linux::is_idle;
 use crate::graph::{PaneGraph, WindowGraph};
 use crate::rules::RuleSet;
-use crate::score::{GraphScore, Job, Scorer};
+use crate::score::{Explain, GraphScore, Job, Scorer};
 use crate::window::{ClosedWindow, Credit, Pane};
 
 /// Key edges kept on an attack.
@@ -61,6 +61,9 @@ pub struct InferConfig {
     pub rules_from: RuleLevel,
 }
 
+/// Sees every window that the model scored, with its `attack_prob`, and must return at once.
+pub type Witness = Arc<dyn Fn(&Arc<WindowGraph>, f64) + Send + Sync>;
+
 /// Counters of the operator.
 #[derive(Clone)]
 pub struct InferMetrics {
@@ -70,6 +73,8 @@ pub struct InferMetrics {
     pub seconds: Histogram,
     /// Windows whose score is under way, this worker.
     pub under_way: IntGauge,
+    /// Who watches the model: drift and shadow. No result depends on it.
+    pub witness: Option<Witness>,
 }
 
 /// A verdict that needs no model, or the question that the model is to answer.
@@ -155,7 +160,7 @@ fn result(config: &InferConfig, pending: &Pending, verdict: Verdict) -> Inferenc
             r.confidence = score.attack_prob.max(1.0 - score.attack_prob);
             if score.attack_prob >= config.attack_from {
                 r.prediction = Prediction::Attack;
-                r.key_edges = graph.key_edges(&score.edge_attn, KEY_EDGES);
+                r.key_edges = graph.key_edges(&score.key_edges, KEY_EDGES);
             }
         }
     }
@@ -261,7 +266,8 @@ pub fn infer<'scope>(
                         Asked::Answered(verdict) => answered.push((time, pending, verdict)),
                         Asked::Ask => {
                             let ticket = tickets.next().expect("64 bits of tickets");
-                            jobs.push_back(Job { ticket, graph: pending.graph.clone() });
+                            let explain = Explain { from: config.attack_from, panes: pending.window.panes.clone() };
+                            jobs.push_back(Job { ticket, graph: pending.graph.clone(), explain: Some(explain) });
                             *times.entry(time).or_default() += 1;
                             under_way.insert(ticket, (time, pending));
                         }
@@ -295,6 +301,9 @@ pub fn infer<'scope>(
             }
             credit.give_back(answered.len());
             for (time, pending, verdict) in answered {
+                if let (Some(witness), Verdict::Scored(score)) = (&metrics.witness, &verdict) {
+                    witness(&pending.graph, score.attack_prob);
+                }
                 let r = result(&config, &pending, verdict);
                 metrics.results.with_label_values(&[r.platform.name(), r.prediction.name()]).inc();
                 metrics.seconds.observe(pending.closed.elapsed().as_secs_f64());

@@ -18,6 +18,8 @@
 //!
 //! Each session has one intra-op thread: ONNX Runtime's ScatterND(add) on a CPU races with more.
 
+pub mod drift;
+mod explain;
 mod package;
 mod session;
 
@@ -27,7 +29,8 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 use logster_schema::Platform;
 
-use crate::graph::WindowGraph;
+use crate::graph::{PaneGraph, WindowGraph};
+use crate::window::SealedPane;
 
 pub use package::{ModelManifest, ModelPackage, PackageError};
 pub use session::{Device, Runtime, SessionError};
@@ -54,6 +57,9 @@ pub struct GraphScore {
     pub edge_attn: Vec<(f32, f32)>,
     /// How suspicious each node is, 0 to 1; 0 for nodes that are neither process nor script.
     pub node_score: Vec<f32>,
+    /// Where an explanation was asked for: edges that the verdict rests on, heaviest first, with the share of
+    /// `attack_prob` that went when each was deleted after those before it.
+    pub key_edges: Vec<(u32, f64)>,
 }
 
 /// A graph to score.
@@ -63,6 +69,17 @@ pub struct Job {
     pub ticket: u64,
     /// The graph; its platform chooses the model.
     pub graph: Arc<WindowGraph>,
+    /// What an explanation takes; `None`: only the score is wanted.
+    pub explain: Option<Explain>,
+}
+
+/// When and from what a score is explained.
+#[derive(Clone, Debug)]
+pub struct Explain {
+    /// From this `attack_prob` on.
+    pub from: f64,
+    /// The panes that the graph was merged from.
+    pub panes: Vec<Arc<SealedPane<PaneGraph>>>,
 }
 
 /// A job's answer.
@@ -132,6 +149,42 @@ impl Scorer {
                 .map_err(SessionError::Thread)?;
         }
         Ok(Self { tasks, config })
+    }
+
+    /// Scores everything there is and waits for it: for commands, which have nothing else to do.
+    pub fn score_all(
+        &self,
+        graphs: impl IntoIterator<Item = (Arc<WindowGraph>, Option<Explain>)>,
+    ) -> Vec<Result<GraphScore, String>> {
+        let (woken, wakes) = bounded(1);
+        let client = self.client(Box::new(move || {
+            let _ = woken.try_send(());
+        }));
+        let mut scores = Vec::new();
+        let mut answered = 0;
+        let mut wait = |scores: &mut Vec<Option<_>>, until: &dyn Fn(usize, usize) -> bool| {
+            loop {
+                while let Some(scored) = client.try_recv() {
+                    scores[scored.ticket as usize] = Some(scored.result);
+                    answered += 1;
+                }
+                if until(answered, client.in_flight()) {
+                    return;
+                }
+                let _ = wakes.recv();
+            }
+        };
+        for (ticket, (graph, explain)) in graphs.into_iter().enumerate() {
+            scores.push(None);
+            let mut job = Job { ticket: ticket as u64, graph, explain };
+            while let Err(Full(back)) = client.try_submit(job) {
+                wait(&mut scores, &|_, in_flight| in_flight < client.capacity);
+                job = back;
+            }
+        }
+        let all = scores.len();
+        wait(&mut scores, &|answered, _| answered == all);
+        scores.into_iter().map(|score| score.expect("each was answered")).collect()
     }
 
     /// A way in and out for one operator. `wake` is called from scoring threads after results were delivered.
@@ -215,8 +268,20 @@ fn serve(queue: &Receiver<Task>, mut sessions: Vec<(Platform, ModelSession)>, ma
             }
             let graphs: Vec<&WindowGraph> = mine.iter().map(|t| &*t.job.graph).collect();
             let scores = session.score(&graphs);
+            let mut attacks = Vec::new();
             for (task, result) in mine.into_iter().zip(scores) {
-                task.answer(result);
+                match (&task.job.explain, result) {
+                    // Its batch mates do not wait for it.
+                    (Some(explain), Ok(score)) if score.attack_prob >= explain.from => {
+                        attacks.push((task, explain, score));
+                    }
+                    (_, result) => task.answer(result),
+                }
+            }
+            for (task, explain, mut score) in attacks {
+                let panes: Vec<&PaneGraph> = explain.panes.iter().map(|pane| &pane.content).collect();
+                score.key_edges = explain::explain(&task.job.graph, &panes, &score, |graphs| session.score(graphs));
+                task.answer(Ok(score));
             }
         }
         batch.retain(|t| sessions.iter().all(|(p, _)| *p != t.job.graph.platform()));

@@ -85,7 +85,10 @@ pub fn last_values(
     Ok(last)
 }
 
-fn for_each_committed(
+/// Hands over every committed record of a topic up to its present end, each partition's in order of offset.
+///
+/// `timeout` as for [`read_committed`].
+pub fn for_each_committed(
     config: &KafkaConfig,
     topic: &str,
     end: End,

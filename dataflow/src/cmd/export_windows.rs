@@ -2,12 +2,10 @@
 
 use std::path::PathBuf;
 
-use logster_operators::normalize::NormalizeConfig;
-use logster_operators::window::WindowConfig;
-
 use crate::cli::Overrides;
 use crate::config::Config;
-use crate::export::{self, ExportConfig};
+use crate::export;
+use crate::replay::ReplayConfig;
 
 /// Arguments of `logster export-windows`.
 #[derive(clap::Args, Debug)]
@@ -35,21 +33,8 @@ impl Args {
 /// # Errors
 /// Captures that cannot be read; a file that cannot be written.
 pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
-    let export = ExportConfig {
-        normalize: NormalizeConfig {
-            time: config.time_limits(),
-            max_message_bytes: config.input.max_message_bytes.0 as usize,
-        },
-        window: WindowConfig {
-            width_ms: config.inference.window.ms(),
-            hop_ms: config.inference.interval.ms(),
-            max_lateness_ms: config.input.max_lateness.ms(),
-            max_events: config.inference.max_events_per_window as usize,
-            max_open_backfill: config.input.max_open_backfill_windows as usize,
-        },
-        views: args.views,
-    };
-    let totals = export::export_windows(&args.input, &args.out, &export, |recording, t| {
+    let replay = ReplayConfig::of(config);
+    let totals = export::export_windows(&args.input, &args.out, &replay, args.views, |recording, t| {
         println!("{:>4} recordings {:>9} records {:>7} windows  {recording}", t.recordings, t.records, t.windows);
     })?;
     println!(

@@ -16,6 +16,7 @@ use crate::config::value::InputSource;
 use crate::engine::{self, AllMetrics, Edges, Models, Plan};
 use crate::failure::Failure;
 use crate::http::{HealthState, Server};
+use crate::reload::Reload;
 use crate::source::file::FileConfig;
 use crate::summary::Summary;
 
@@ -70,7 +71,7 @@ impl Args {
     }
 
     /// The processes of the run; `None` if this one is alone.
-    fn cluster(&self, config: &Config) -> anyhow::Result<Option<ClusterConfig>> {
+    fn cluster(&self, config: &Config, models: &Models) -> anyhow::Result<Option<ClusterConfig>> {
         if self.processes == 1 {
             return Ok(None);
         }
@@ -94,7 +95,7 @@ impl Args {
             heartbeat: Duration::from_millis(config.cluster.heartbeat.ms() as u64),
             start_timeout: START_TIMEOUT,
             job: config.checkpoint.job.clone(),
-            fingerprint: engine::fingerprint(config)?,
+            fingerprint: engine::fingerprint(config, models)?,
         }))
     }
 
@@ -131,7 +132,7 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let metrics = AllMetrics::new(&registry)?;
     let health = HealthState::new(workers, Duration::from_millis(config.http.stall_after.ms() as u64));
     let _server = config.http.enabled.then(|| Server::start(&config.http, registry, health.clone())).transpose()?;
-    let models = Models::load(config, workers)?;
+    let models = Models::load(config, workers)?.with_shadow(config)?;
     let (edges, summary) = match config.input.source {
         InputSource::File => {
             let files = FileConfig {
@@ -145,8 +146,17 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         InputSource::Kafka => (Edges::Kafka(Box::new(engine::job_config(config, args.until_end))), None),
     };
     let observer = summary.as_ref().map(Summary::observer);
-    let plan = Plan { cluster: args.cluster(config)?, workers, edges, observer, stop: stop_on_signal()? };
-    engine::run(config, plan, models, &metrics, &health)?;
+    let cluster = args.cluster(config, &models)?;
+    let in_cluster = cluster.is_some();
+    let ended = stop_on_signal()?;
+    let run = |models: Models, stop| {
+        let (cluster, edges, observer) = (cluster.clone(), edges.clone(), observer.clone());
+        engine::run(config, Plan { cluster, workers, edges, observer, stop }, models, &metrics, &health)
+    };
+    match config.input.source {
+        InputSource::File => run(models, ended)?,
+        InputSource::Kafka => Reload::on_hangup(ended)?.run(config, workers, in_cluster, models, run)?,
+    }
     if let Some(summary) = summary {
         eprintln!("{summary}");
     }

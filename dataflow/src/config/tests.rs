@@ -513,3 +513,9 @@ fn generated_documents_are_current() {
         );
     }
 }
+
+#[test]
+fn the_idle_list_is_the_one_that_the_features_were_checked_with() {
+    let config = Config::load(None, &[], &[]).unwrap();
+    assert_eq!(config.inference.idle_allowlist, logster_operators::features::linux::IDLE_ALLOW_LIST);
+}

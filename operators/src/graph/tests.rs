@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::features::{Tensors, tensors};
+use crate::graph::occlusion::Occlusion;
 
 pub(crate) const START: TimeMs = 1_800_000_000_000;
 const SHELL: &str = r"C:\Windows\System32\cmd.exe";
@@ -200,14 +201,75 @@ fn sentences_are_distinct_and_bounded() {
     let long = format!(r"C:\Users\ann\{}\a.dll", "d".repeat(3_000));
     let log = [wrote(1_000, 1, &long), wrote(2_000, 1, &long), created(3_000, 2, 1, TOOL)];
     let graph = window(&log, &[]);
-    let edges = graph.key_edges(&[], 10);
+    let edges = named(&graph);
     assert_eq!(edges.len(), graph.num_edges() as usize);
     assert!(edges.iter().all(|e| e.sentence.chars().count() < 400), "{edges:?}");
     assert!(edges.iter().any(|e| e.sentence.starts_with("cmd.exe wrote ") && e.sentence.ends_with(" 2 times")));
-    assert!(edges.is_sorted_by(|a, b| a.weight >= b.weight));
-    assert!(edges.iter().map(|e| e.weight).sum::<f32>() <= 1.001);
-    let first = graph.key_edges(&[(f32::NAN, 0.0), (f32::INFINITY, -1.0)], 1);
-    assert_eq!(first.len(), 1, "odd attention is no reason to fail");
+    assert_eq!(graph.key_edges(&[(1, 0.5), (1, 0.4), (0, 0.3)], 2).len(), 2, "the same edge once");
+}
+
+#[test]
+fn sentences_join_writing_and_running() {
+    let dll = r"C:\Users\ann\a.dll";
+    let loaded = |at: i64, process: u8| {
+        let fields = [(Field::ProcessGuid, &*guid(process)), (Field::Image, TOOL), (Field::ImageLoaded, dll)];
+        observation(at, at, Kind::Sysmon(7), &fields)
+    };
+    let graph = window(&[wrote(1_000, 1, dll), wrote(9_000, 1, dll), loaded(13_500, 2)], &[5_000]);
+    let sentences: Vec<String> = named(&graph).into_iter().map(|e| e.sentence).collect();
+    let tool = TOOL.rsplit('\\').next().unwrap();
+    let want = [
+        format!(r"cmd.exe wrote {dll} 2 times, then {tool} loaded it, 12 s later"),
+        format!(r"{tool} loaded {dll}, written 12 s before by cmd.exe"),
+    ];
+    assert!(want.iter().all(|w| sentences.contains(w)), "{sentences:?}");
+}
+
+/// Every edge in words.
+fn named(graph: &WindowGraph) -> Vec<logster_schema::KeyEdge> {
+    graph.key_edges(&(0..graph.num_edges()).map(|at| (at, 0.0)).collect::<Vec<_>>(), usize::MAX)
+}
+
+#[test]
+fn without_an_edge_a_window_is_as_if_it_had_not_been_logged() {
+    // 1 starts 2, which writes a file and starts 3; 1 writes another.
+    let log = [
+        wrote(500, 1, r"C:\Users\ann\other.txt"),
+        created(1_000, 2, 1, TOOL),
+        wrote(40_000, 2, r"C:\Users\ann\a.dll"),
+        created(50_000, 3, 2, SHELL),
+    ];
+    let panes: Vec<PaneGraph> =
+        [&log[..2], &log[2..3], &log[3..]].map(|part| PaneGraph::seal(Platform::Windows, part)).into();
+    let panes: Vec<&PaneGraph> = panes.iter().collect();
+    let merge = |panes: &[&PaneGraph]| WindowGraph::merge(Platform::Windows, START, START + 180_000, panes);
+    let graph = merge(&panes);
+    let occlusion = Occlusion::new(&graph, &panes);
+    let edge = |relation: Relation, label: &str| {
+        let is = |e: &&Edge| e.relation == relation && graph.node(e.dst).label().ends_with(label);
+        let found = graph.edges().iter().find(is).unwrap_or_else(|| panic!("no {relation:?} {label}"));
+        graph.edges().iter().position(|e| e == found).unwrap() as u32
+    };
+    let same = |got: &WindowGraph, want: &WindowGraph| {
+        let (mut got, mut want) = (tensors(&[got]), tensors(&[want]));
+        // Events are counted by pane; times are those of the whole.
+        got.graph_feat.clear();
+        want.graph_feat.clear();
+        assert_eq!((got.node_type, got.tok_id, got.tok_node), (want.node_type, want.tok_id, want.tok_node));
+        assert_eq!((got.tree_id, got.edge_src, got.edge_dst), (want.tree_id, want.edge_src, want.edge_dst));
+    };
+    same(&occlusion.without(&[]).graph, &graph);
+
+    // The start of 2 takes all that 2 did.
+    let rest = occlusion.without(&[edge(Relation::Spawned, TOOL.rsplit('\\').next().unwrap())]);
+    let only = PaneGraph::seal(Platform::Windows, &log[..1]);
+    same(&rest.graph, &merge(&[&only]));
+    assert_eq!(rest.nodes.len(), rest.graph.num_nodes() as usize);
+    assert!(rest.edges.iter().filter(|there| **there).count() < graph.edges().len());
+
+    // The file goes with its only edge, and what its writing showed of 2 with it.
+    let rest = occlusion.without(&[edge(Relation::Wrote, "a.dll")]);
+    same(&rest.graph, &merge(&[panes[0], panes[2]]));
 }
 
 /// Events of processes with GUIDs, each always under the same image.
@@ -293,7 +355,7 @@ proptest! {
         prop_assert_eq!(comparable(&whole), comparable(&cut));
         prop_assert_eq!(whole.findings(), cut.findings());
         prop_assert_eq!(whole.peers(), cut.peers());
-        prop_assert_eq!(whole.key_edges(&[], 5), cut.key_edges(&[], 5));
+        prop_assert_eq!(named(&whole), named(&cut));
     }
 
     /// The union of graphs is their tensors one after the other.
@@ -337,7 +399,7 @@ proptest! {
         let graph = window(&log, &[0]);
         let t = tensors(&[&graph]);
         prop_assert_eq!(t.num_edges(), graph.num_edges() as usize);
-        let _ = (graph.findings(), graph.key_edges(&[], 20), graph.peers(), graph.process_names());
+        let _ = (graph.findings(), named(&graph), graph.peers());
     }
 }
 

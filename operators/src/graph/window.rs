@@ -15,7 +15,8 @@ use std::sync::Arc;
 use logster_schema::{KeyEdge, Peer, Platform, TimeMs};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::{Attribute, NO_PID, NodeKind, PaneGraph, Relation, Technique, Text, bits, format_guid, words};
+use super::occlusion::Deleted;
+use super::{Attribute, NO_PID, NodeKind, PaneEdge, PaneGraph, Relation, Technique, Text, bits, format_guid, words};
 use crate::features::{self, TokenId};
 
 /// Generations that suspicion travels along a process tree, up or down.
@@ -99,7 +100,18 @@ pub struct WindowGraph {
 impl WindowGraph {
     /// Merges `panes`, given in time order, into the window `[start_ms, end_ms)`.
     pub fn merge(platform: Platform, start_ms: TimeMs, end_ms: TimeMs, panes: &[&PaneGraph]) -> Self {
-        let mut merge = Merge::default();
+        Self::merge_without(platform, start_ms, end_ms, panes, None)
+    }
+
+    /// The merge of `panes` without what is `deleted`, which names nodes by their numbers in the whole graph.
+    pub(super) fn merge_without(
+        platform: Platform,
+        start_ms: TimeMs,
+        end_ms: TimeMs,
+        panes: &[&PaneGraph],
+        deleted: Option<&Deleted>,
+    ) -> Self {
+        let mut merge = Merge { deleted, ..Merge::default() };
         let mut graph = Self {
             start_ms,
             end_ms,
@@ -176,11 +188,6 @@ impl WindowGraph {
         counts
     }
 
-    /// Names of all processes, an empty one for those that the log does not name.
-    pub fn process_names(&self) -> BTreeSet<&str> {
-        self.nodes.iter().filter(|n| n.kind == NodeKind::Process).map(|n| self.text(n.label)).collect()
-    }
-
     /// Nodes, by number.
     pub fn nodes(&self) -> impl ExactSizeIterator<Item = NodeView<'_>> {
         (0..self.nodes.len()).map(|at| NodeView { graph: self, at })
@@ -227,31 +234,15 @@ impl WindowGraph {
         self.local_addresses.clone()
     }
 
-    /// The `k` edges that weighed most, heaviest first, each with a different sentence.
-    ///
-    /// `attention` has one pair (forward, reverse) per edge in the order of [`Self::edges`]. Attention sums to
-    /// one over a node's neighbours, so an edge of a lonely node always has much: it is weighed by the
-    /// suspicion that its two ends carry. Weights are shares of the sum over all edges.
-    pub fn key_edges(&self, attention: &[(f32, f32)], k: usize) -> Vec<KeyEdge> {
-        let suspicion: Vec<f64> = self.nodes().map(|n| n.tokens().filter(|t| t.is_tree()).count() as f64).collect();
-        let mut ranked: Vec<(f64, usize)> = Vec::with_capacity(self.edges.len());
-        let mut total = 0.0;
-        for (at, edge) in self.edges.iter().enumerate() {
-            let (forward, reverse) = attention.get(at).copied().unwrap_or((0.0, 0.0));
-            let attention = f64::from(forward.max(0.0)) + f64::from(reverse.max(0.0));
-            let ends = suspicion[edge.src as usize] + suspicion[edge.dst as usize];
-            let weight = (if attention.is_finite() { attention } else { 0.0 } + 1e-3) * (ends + 0.05);
-            total += weight;
-            ranked.push((weight, at));
-        }
-        ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    /// The first `k` edges of `ranked` with different sentences: numbers of [`Self::edges`] with their weights.
+    pub fn key_edges(&self, ranked: &[(u32, f64)], k: usize) -> Vec<KeyEdge> {
         let mut seen = FxHashSet::default();
         let mut edges = Vec::new();
-        for (weight, at) in ranked {
+        for &(at, weight) in ranked {
             if edges.len() == k {
                 break;
             }
-            let edge = &self.edges[at];
+            let edge = &self.edges[at as usize];
             let sentence = words::edge(self, edge);
             if seen.insert(sentence.clone()) {
                 edges.push(KeyEdge {
@@ -262,7 +253,7 @@ impl WindowGraph {
                     first_seen: edge.first_ms,
                     last_seen: edge.last_ms,
                     count: edge.count,
-                    weight: (weight / total) as f32,
+                    weight: weight as f32,
                 });
             }
         }
@@ -388,7 +379,8 @@ impl<'a> NodeView<'a> {
 
 /// What the merge needs besides the graph.
 #[derive(Default)]
-struct Merge {
+struct Merge<'a> {
+    deleted: Option<&'a Deleted>,
     by_key: FxHashMap<(NodeKind, [u64; 2]), u32>,
     by_pid: FxHashMap<u32, u32>,
     deferred: Vec<(u32, u32, u32, u32)>,
@@ -397,11 +389,10 @@ struct Merge {
     local: BTreeSet<String>,
 }
 
-impl Merge {
+impl Merge<'_> {
     fn pane(&mut self, graph: &mut WindowGraph, number: u16, pane: &PaneGraph) {
         let time = |offset: u32| pane.base_ms.saturating_add(i64::from(offset));
         let mut renamed = Vec::with_capacity(pane.nodes.len());
-        let mut token = 0;
         for node in &pane.nodes {
             let at = self.find_or_add(graph, node, time(node.first));
             let merged = &mut graph.nodes[at as usize];
@@ -414,12 +405,21 @@ impl Merge {
             if merged.label.1.len == 0 {
                 merged.label = (number, node.label);
             }
-            graph.tokens.extend(pane.tokens[token..node.tokens_end as usize].iter().map(|&t| (at, t)));
-            token = node.tokens_end as usize;
             renamed.push(at);
         }
         let node = |old: u32| renamed[old as usize];
-        graph.edges.extend(pane.edges.iter().map(|e| Edge {
+        let deleted = self.deleted;
+        let hidden = |e: &PaneEdge| deleted.is_some_and(|d| d.edges.contains(&(node(e.src), node(e.dst), e.relation)));
+        let mut start = 0;
+        for (&at, of) in renamed.iter().zip(&pane.nodes) {
+            let tokens = start..of.tokens_end as usize;
+            start = tokens.end;
+            let shown = |token: &usize| {
+                deleted.is_none() || pane.edges.get(pane.token_edges[*token] as usize).is_none_or(|e| !hidden(e))
+            };
+            graph.tokens.extend(tokens.filter(shown).map(|token| (at, pane.tokens[token])));
+        }
+        graph.edges.extend(pane.edges.iter().filter(|e| !hidden(e)).map(|e| Edge {
             src: node(e.src),
             dst: node(e.dst),
             relation: e.relation,
@@ -512,6 +512,9 @@ impl Merge {
             let lineage = features::linux::lineage(graph);
             graph.tokens.extend(lineage);
         }
+        if let Some(deleted) = self.deleted {
+            keep_nodes(graph, &deleted.nodes);
+        }
 
         // A token that is both plain and a sign of suspicion is the latter.
         graph.tokens.sort_unstable_by_key(|&(node, token)| (node, token.id(), !token.is_tree()));
@@ -535,11 +538,41 @@ impl Merge {
     /// Applies what depends on a process not being the other's parent.
     fn own_children(&mut self, graph: &mut WindowGraph) {
         for &(parent, child, on, set) in &self.deferred {
-            if !has_edge(&graph.edges, parent, child, Relation::Spawned) {
+            let gone = self.deleted.is_some_and(|d| d.edges.contains(&(parent, child, Relation::Performed)));
+            if !gone && !has_edge(&graph.edges, parent, child, Relation::Spawned) {
                 graph.tokens.extend(self.sets[set as usize].iter().map(|&token| (on, token)));
             }
         }
     }
+}
+
+/// Takes the nodes out that are `gone`, which have no edge left; the others keep their order.
+fn keep_nodes(graph: &mut WindowGraph, gone: &[bool]) {
+    let mut next = 0;
+    let number: Vec<u32> = gone
+        .iter()
+        .map(|gone| {
+            if *gone {
+                0
+            } else {
+                next += 1;
+                next - 1
+            }
+        })
+        .collect();
+    let there = |node: u32| !gone[node as usize];
+    let mut at = 0;
+    graph.nodes.retain(|_| {
+        at += 1;
+        there(at - 1)
+    });
+    graph.edges.iter_mut().for_each(|e| (e.src, e.dst) = (number[e.src as usize], number[e.dst as usize]));
+    graph.tokens.retain(|(node, _)| there(*node));
+    graph.tokens.iter_mut().for_each(|(node, _)| *node = number[*node as usize]);
+    graph.findings.retain(|(_, node, _)| there(*node));
+    graph.findings.iter_mut().for_each(|(_, node, _)| *node = number[*node as usize]);
+    let attributes = std::mem::take(&mut graph.attributes).into_iter().filter(|((node, _), _)| there(*node));
+    graph.attributes = attributes.map(|((node, a), text)| ((number[node as usize], a), text)).collect();
 }
 
 fn has_edge(edges: &[Edge], src: u32, dst: u32, relation: Relation) -> bool {

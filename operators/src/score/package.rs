@@ -12,6 +12,8 @@ use logster_schema::Platform;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use super::drift::Reference;
+
 /// The manifest format that this version reads.
 const FORMAT: u32 = 1;
 /// Name of the manifest within its folder.
@@ -39,7 +41,7 @@ pub enum PackageError {
         #[source]
         source: io::Error,
     },
-    #[error("{path} can be changed by other users (mode {mode:03o}): run `chmod go-w {path}`")]
+    #[error("{path} can be changed by other users (mode {mode:03o}): run `chmod o-w {path}`")]
     Writable { path: PathBuf, mode: u32 },
     #[error("{path} is not a package manifest: {reason}; run `make train` to make a package anew")]
     Manifest { path: PathBuf, reason: String },
@@ -77,6 +79,8 @@ pub struct ModelManifest {
     pub training: BTreeMap<String, toml::Value>,
     /// What cross-validation measured.
     pub metrics: BTreeMap<String, toml::Value>,
+    /// The benign training windows in numbers, for drift; packages may lack it.
+    pub reference: Option<Reference>,
     /// SHA-256 of every other file of the package, in hex.
     pub files: BTreeMap<String, String>,
 }
@@ -101,8 +105,12 @@ pub struct ModelPackage {
 }
 
 impl ModelPackage {
-    /// Reads and verifies the package in `folder`.
-    pub fn load(folder: &Path, platform: Platform, feature_version: &str) -> Result<Self, PackageError> {
+    /// Reads and verifies the package in `folder`, which must be one for `platform` where that is given.
+    pub fn load(
+        folder: &Path,
+        platform: impl Into<Option<Platform>>,
+        feature_version: &str,
+    ) -> Result<Self, PackageError> {
         refuse_writable(folder)?;
         let path = folder.join(MANIFEST);
         refuse_writable(&path)?;
@@ -113,7 +121,9 @@ impl ModelPackage {
         if manifest.format != FORMAT {
             return Err(wrong(format!("its format is {}, this logster reads {FORMAT}", manifest.format)));
         }
-        if manifest.platform != platform {
+        if let Some(platform) = platform.into()
+            && manifest.platform != platform
+        {
             return Err(PackageError::Platform { path, expected: platform, found: manifest.platform });
         }
         if manifest.feature_version != feature_version {
@@ -181,18 +191,14 @@ fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-#[cfg(unix)]
+/// A file that anybody may change is refused. Its group may write it: a clone under umask 002 gives everything
+/// to the owner's own group, and who is in a group is the administrator's decision.
 fn refuse_writable(path: &Path) -> Result<(), PackageError> {
     use std::os::unix::fs::PermissionsExt;
     let meta = fs::metadata(path).map_err(|source| PackageError::Read { path: path.to_path_buf(), source })?;
     let mode = meta.permissions().mode() & 0o777;
-    if mode & 0o022 != 0 {
+    if mode & 0o002 != 0 {
         return Err(PackageError::Writable { path: path.to_path_buf(), mode });
     }
-    Ok(())
-}
-
-#[cfg(not(unix))]
-fn refuse_writable(_path: &Path) -> Result<(), PackageError> {
     Ok(())
 }

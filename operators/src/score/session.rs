@@ -266,6 +266,7 @@ fn split(graphs: &[&WindowGraph], out: &Outputs) -> Vec<Result<GraphScore, Strin
             attack_prob: (attack_prob * 1e6).round() / 1e6,
             edge_attn: out.edge_attn[2 * edge..2 * (edge + e)].chunks_exact(2).map(|a| (a[0], a[1])).collect(),
             node_score: out.node_score[node..node + n].to_vec(),
+            key_edges: Vec::new(),
         };
         node += n;
         edge += e;
