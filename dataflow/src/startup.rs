@@ -38,9 +38,8 @@ use crate::cluster::{EXIT_FAILED, leave};
 use crate::failure::Failure;
 use crate::source::Assigned;
 
-/// How long a transaction may take before it is given up, and a dead writer may hold back readers. Longer than it takes
-/// a cluster to notice a dead broker (`broker.session.timeout.ms`, 9 s by default) and to move what it led.
-const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a transaction may take before it is given up, and a dead writer may hold back readers.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long reading the checkpoints may stand still.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -200,14 +199,14 @@ impl JobConfig {
     /// partition was added, a topic was made anew. The start after that takes the one in and refuses the other.
     ///
     /// # Errors
-    /// A thread that cannot be started.
+    /// A configuration that makes no client; a thread that cannot be started.
     pub fn watch_topics(&self, read: BTreeMap<String, Described>) -> anyhow::Result<()> {
-        let job = self.clone();
+        let admin = Admin::new(&self.kafka)?;
         let watch = move || {
             loop {
                 std::thread::sleep(WATCH_TOPICS_EVERY);
                 // While no broker answers there is nothing to compare.
-                let Ok(now) = job.topics() else { continue };
+                let Ok(now) = admin.describe(&InputTopic::ALL.map(InputTopic::name)) else { continue };
                 for (topic, was) in &read {
                     let Some(is) = now.get(topic).filter(|is| *is != was) else { continue };
                     let what = match is.id == was.id {

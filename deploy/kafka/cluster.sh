@@ -16,14 +16,14 @@
 # Ports: broker N listens on BASE + 2(N-1), its controller on the next. Without --port free ones are found.
 # --owner: a watcher stops the cluster when that process ends or DIR disappears, so a killed test leaves no broker.
 # LOGSTER_KAFKA_JVM replaces the JVM flags, e.g. "-Xmx1g" for a bench (the default starts fast and stays small).
-# LOGSTER_KAFKA_TIMEOUT: seconds a start may take (60).
+# KAFKA_START_TIMEOUT: seconds a start may take (120).
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 tools=${LOGSTER_TOOLS:-$(cd "$here/../.." && pwd)/.tools}
 libs=$tools/kafka/libs
 archive=$tools/kafka/classes.jsa
-timeout_s=${LOGSTER_KAFKA_TIMEOUT:-60}
+timeout_s=${KAFKA_START_TIMEOUT:-120}
 host=127.0.0.1
 
 die() {

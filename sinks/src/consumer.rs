@@ -156,7 +156,7 @@ impl Consumer {
             .set("fetch.wait.max.ms", "20");
         // A broker that hangs, its connections open, is given up after this, not after the default of a minute: only
         // then is it looked up who leads its partitions by now.
-        default_setting(&mut settings, "socket.timeout.ms", "6000");
+        default_setting(&mut settings, "socket.timeout.ms", "10000");
         let consumer: BaseConsumer<LinkContext> =
             BaseConsumer::from_config_and_context(&settings, LinkContext::default())
                 .map_err(|e| config.creation_error(e))?;

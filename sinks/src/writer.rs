@@ -96,9 +96,6 @@ impl TransactionalWriter {
             .set("transaction.timeout.ms", &timeout_ms)
             .set("message.timeout.ms", &timeout_ms)
             .set("message.max.bytes", MAX_OUTPUT_BYTES.to_string());
-        // A broker that hangs, its connections open, is given up in time to write through its successor.
-        let answer = (config.transaction_timeout * 2 / 5).max(Duration::from_secs(1)).min(config.transaction_timeout);
-        default_setting(&mut settings, "socket.timeout.ms", &answer.as_millis().to_string());
         // An epoch comes at once and is waited for: lingering for more would only delay it.
         default_setting(&mut settings, "linger.ms", "1");
         producer_defaults(&mut settings);

@@ -18,7 +18,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::outputs::Outputs;
 use crate::process::{Run, Shape, logster, succeed};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 
 /// A cluster with a job of its own for each test of this file.
 struct Bed {
@@ -36,7 +36,9 @@ impl Bed {
 
     /// A run that stays up, on the broker's clock.
     fn live(&self, name: &str, shape: Shape) -> Run {
-        Run::start(self.dir.path(), name, shape, &["--kafka", self.cluster.brokers()])
+        // A busy machine's broker may need long for its first answer.
+        let args = ["--kafka", self.cluster.brokers(), "--set", "kafka.timeout=60s"];
+        Run::start(self.dir.path(), name, shape, &args)
     }
 
     /// A live run that has committed something.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -130,6 +130,15 @@ impl Drop for Watcher {
     }
 }
 
+/// A process that ends with the test.
+struct Playing(Child);
+
+impl Drop for Playing {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+    }
+}
+
 /// A run under a supervisor.
 struct Supervised {
     run: Run,
@@ -180,7 +189,7 @@ fn brokers_lost_one_by_one_and_all_at_once() {
     let input = as_of_now(dir.path(), 2, 7);
     let mut play = logster(&["produce", "--kafka", cluster.brokers(), "--input", input.to_str().unwrap()]);
     play.args(["--speed", "1x", "--timestamps", "clock"]).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut play = play.spawn().unwrap();
+    let mut play = Playing(play.spawn().unwrap());
     let watcher = Watcher::start(&kafka);
     live.wait(WAIT, "records", |_| !watcher.seen.lock().unwrap().is_empty());
     live.go_on(Duration::from_secs(5));
@@ -232,8 +241,8 @@ fn brokers_lost_one_by_one_and_all_at_once() {
     assert!(live.run.end(WAIT).iter().all(|end| end.code == Some(0)));
     live.run = start("wider", Shape { processes: 1, workers: 3 });
 
-    let played = live.wait(6 * WAIT, "the end of the capture", |_| play.try_wait().unwrap().is_some());
-    assert!(play.wait().unwrap().success(), "{played:?}");
+    let played = live.wait(6 * WAIT, "the end of the capture", |_| play.0.try_wait().unwrap().is_some());
+    assert!(play.0.wait().unwrap().success(), "{played:?}");
     live.go_on(5 * second);
     live.run.signal_all("TERM");
     assert!(live.run.end(WAIT).iter().all(|end| end.code == Some(0)));

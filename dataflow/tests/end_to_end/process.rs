@@ -131,7 +131,7 @@ impl Run {
                 && let Some(status) = self.members[index].child.try_wait().unwrap()
             {
                 let text = self.text(index);
-                let said = text.rfind("error: ").map_or("", |at| &text[at..]).lines().take(2);
+                let said = text.rfind("\nerror: ").map_or(&*text, |at| &text[at + 1..]).lines().take(2);
                 let end = Ended { code: status.code(), said: said.collect::<Vec<_>>().join(" ") };
                 self.members[index].ended = Some(end.clone());
                 ended.push(end);
