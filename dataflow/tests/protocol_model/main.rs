@@ -6,7 +6,7 @@
 //! run's memory is what its start read plus what it committed since; windows are rebuilt from the records that a
 //! replay gives it, so a record that the replay misses is missing.
 //!
-//! In it: several partitions and workers, idle floors, lateness and skew above 0 ([`LATE`], [`SKEW`]), backfill
+//! In it: several partitions and workers, idle floors, lateness and skew above 0 ([`model`]), backfill
 //! windows whose opening is carried in the shard's checkpoint, dedup state, analysts' transitions, the tenant stage
 //! with its outbox, scores that differ from run to run, partitions that appear. Not in it: Kafka's own faults,
 //! retention, time-outs, the bounds on queues (rule 12's bound on the outbox), more than one alert of an endpoint.
@@ -24,10 +24,13 @@
 //! cargo test --release -p logster-dataflow --test protocol_model -- --nocapture     # prints the table
 //! ```
 
+mod broken;
 mod model;
+mod scenario;
 mod search;
 
-use model::{Broken, Scenario};
+use broken::Broken;
+use scenario::Scenario;
 use search::{Found, search};
 
 #[test]

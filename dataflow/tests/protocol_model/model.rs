@@ -1,7 +1,13 @@
 //! The protocol's states and steps. Times are small integers; see the [crate] docs for what is and is not modelled.
 
+mod check;
+
+use crate::broken::Broken;
+use crate::scenario::What::{Close, Event};
+use crate::scenario::{Record, Scenario};
+
 /// Most partitions, records of one, endpoint shards, transactional ids, runs, times.
-const PARTS: usize = 3;
+pub const PARTS: usize = 3;
 const RECORDS: usize = 3;
 const SHARDS: usize = 2;
 const IDS: usize = 3;
@@ -11,9 +17,9 @@ const TIMES: usize = 5;
 /// Length of a window; one ends at every time.
 const WIDTH: i8 = 2;
 /// What arrives more than this after its time goes to the backfill; the watermark is arrival less this.
-pub const LATE: i8 = 2;
+const LATE: i8 = 2;
 /// What claims a time further ahead than this of its arrival is clamped.
-pub const SKEW: i8 = 1;
+const SKEW: i8 = 1;
 /// A backfill window closes so long after its opening: at most a window, so a replay of one reaches back to it.
 const QUIET: i8 = 2;
 /// A detection joins an open alert whose last one is at most so far back.
@@ -22,192 +28,6 @@ const NEVER: i8 = -9;
 const NOBODY: u8 = 9;
 /// Analysts' transitions, where a scenario has them, are the last partition.
 const TRANSITIONS: usize = 2;
-
-/// A raw record: arrival by its broker, and what it is.
-#[derive(Clone, Copy, Debug)]
-pub struct Record(pub i8, pub What);
-
-#[derive(Clone, Copy, Debug)]
-pub enum What {
-    /// An event of a shard's endpoint, with its own time.
-    Event(usize, i8),
-    /// An analyst closes the alert of shard 0.
-    Close,
-}
-
-use What::{Close, Event};
-
-/// What the search begins with.
-pub struct Scenario {
-    pub name: &'static str,
-    logs: Vec<Vec<Record>>,
-    /// Records there from the beginning; the others appear at any time.
-    visible: [u8; PARTS],
-    /// Widths that each run may have.
-    widths: Vec<Vec<u8>>,
-    /// Values that a floor may take.
-    floors: Vec<i8>,
-    /// Last time.
-    last: u8,
-    /// Whether a run decides the scores of shard 0's windows anew.
-    coins: bool,
-    /// A partition that is not there at first.
-    appears: Option<usize>,
-}
-
-impl Scenario {
-    /// Each looks at some rules closely and at the others in passing.
-    pub fn all() -> Vec<Self> {
-        let base = || Self {
-            name: "",
-            logs: vec![vec![Record(0, Event(0, 0))]],
-            visible: [1, 0, 0],
-            widths: vec![vec![2], vec![1, 3]],
-            floors: vec![3],
-            last: 1,
-            coins: false,
-            appears: None,
-        };
-        vec![
-            // Three runs of any width, little data.
-            Self { name: "start", widths: vec![vec![1, 2]; 3], last: 0, ..base() },
-            // Records that come late: below a floor, then late enough for the backfill, then from the future.
-            Self {
-                name: "floors",
-                logs: vec![vec![Record(0, Event(0, 0)), Record(1, Event(0, 1))], vec![Record(0, Event(1, 0))]],
-                visible: [1, 0, 0],
-                floors: vec![3, 5],
-                last: 2,
-                ..base()
-            },
-            Self {
-                name: "skew",
-                logs: vec![vec![Record(0, Event(0, 3)), Record(5, Event(0, 5))], vec![]],
-                visible: [2, 0, 0],
-                floors: vec![4, 6],
-                last: 3,
-                ..base()
-            },
-            Self {
-                name: "backlog",
-                logs: vec![
-                    vec![Record(3, Event(0, 0)), Record(4, Event(0, 0)), Record(5, Event(0, 0))],
-                    vec![Record(1, Event(1, 1))],
-                ],
-                visible: [3, 1, 0],
-                widths: vec![vec![1], vec![2]],
-                floors: vec![5, 7],
-                last: 4,
-                ..base()
-            },
-            // Scores that differ, an alert that is fed, closed and opened again, and the tenant behind it.
-            Self {
-                name: "alerts",
-                logs: vec![vec![Record(0, Event(0, 0))], vec![Record(1, Event(1, 1))], vec![Record(2, Close)]],
-                visible: [1, 1, 0],
-                floors: vec![5],
-                last: 2,
-                coins: true,
-                ..base()
-            },
-            Self {
-                name: "partition",
-                logs: vec![vec![Record(1, Event(0, 1))], vec![Record(0, Event(0, 0)), Record(1, Event(0, 1))]],
-                visible: [1, 0, 0],
-                widths: vec![vec![1, 2], vec![1, 2]],
-                floors: vec![5],
-                last: 2,
-                appears: Some(1),
-                ..base()
-            },
-        ]
-    }
-
-    /// Whether a rule shows in this scenario at all: others would only be searched for nothing.
-    pub fn tells(&self, broken: Broken) -> bool {
-        use Broken::*;
-        match broken {
-            GenerationBeforeFence | SurplusNotFenced | NoBarrier | NoLock | ReadBeforeFenced | FencedStaysDown => {
-                self.name == "start"
-            }
-            TransitionsNeverIdle | ReleasedEarly | DedupNotCarried | OutboxPrunedEarly | TenantAhead
-            | TenantNotCarried => self.name == "alerts",
-            OpeningsNotCarried => self.name == "backlog",
-            NewWithoutFloor | NewFloorIsFrontier | ListedBeforeFenced => self.name == "partition",
-            ReplayWithoutSkew | ReplayUncommitted | FloorBeforeEnd | NewUncommitted => self.name == "skew",
-            _ => self.name == "floors",
-        }
-    }
-}
-
-/// A rule that is not kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Broken {
-    GenerationBeforeFence,
-    SurplusNotFenced,
-    NoBarrier,
-    NoLock,
-    ReadBeforeFenced,
-    ListedBeforeFenced,
-    FencedStaysDown,
-    UnknownWrittenAgain,
-    TwoTransactions,
-    FloorsUnrecorded,
-    ExceptionsUnrecorded,
-    ReplayWithoutWindow,
-    ReplayWithoutSkew,
-    ReplayUncommitted,
-    LeastFrontier,
-    GreatestFrontier,
-    DedupNotCarried,
-    OpeningsNotCarried,
-    TenantNotCarried,
-    FloorBeforeCommit,
-    FloorBeforeEnd,
-    TransitionsNeverIdle,
-    NewWithoutFloor,
-    NewFloorIsFrontier,
-    NewUncommitted,
-    ReleasedEarly,
-    TenantAhead,
-    OutboxPrunedEarly,
-    ScoredAgain,
-}
-
-impl Broken {
-    /// Each, with the number of its rule and what is done instead.
-    pub const ALL: [(Self, u8, &str); 29] = [
-        (Self::GenerationBeforeFence, 1, "the generation is read before id 0 is fenced"),
-        (Self::SurplusNotFenced, 2, "ids of an earlier, wider run are not fenced"),
-        (Self::NoBarrier, 3, "the lock is committed while ids are still to be fenced"),
-        (Self::NoLock, 3, "no generation is committed before the checkpoints are read"),
-        (Self::ReadBeforeFenced, 4, "checkpoints are read before anything is fenced"),
-        (Self::ListedBeforeFenced, 4, "partitions are listed before anything is fenced"),
-        (Self::FencedStaysDown, 5, "a fenced run stays down whoever owns the job"),
-        (Self::UnknownWrittenAgain, 6, "a commit without answer is written again"),
-        (Self::TwoTransactions, 7, "outputs in one transaction, their checkpoint in the next"),
-        (Self::FloorsUnrecorded, 7, "checkpoints hold record times only, no floors"),
-        (Self::ExceptionsUnrecorded, 7, "checkpoints do not say which records a floor raised"),
-        (Self::ReplayWithoutWindow, 7, "a replay starts at the committed frontier, not a window before it"),
-        (Self::ReplayWithoutSkew, 7, "a replay reaches back a window, but not the skew"),
-        (Self::ReplayUncommitted, 7, "a replay starts a window before the watermark, committed or not"),
-        (Self::LeastFrontier, 8, "every shard goes on from the least frontier"),
-        (Self::GreatestFrontier, 8, "every shard goes on from the greatest frontier"),
-        (Self::DedupNotCarried, 8, "checkpoints hold no dedup state"),
-        (Self::OpeningsNotCarried, 8, "checkpoints hold no open backfill windows"),
-        (Self::TenantNotCarried, 8, "checkpoints hold no tenant state"),
-        (Self::FloorBeforeCommit, 9, "a floor takes effect before it is committed"),
-        (Self::FloorBeforeEnd, 9, "a floor is committed with records before it still to be written"),
-        (Self::TransitionsNeverIdle, 9, "the transitions topic has no floors"),
-        (Self::NewWithoutFloor, 10, "a new partition starts without floor"),
-        (Self::NewFloorIsFrontier, 10, "a new partition's floor is the frontier, not the arrival it stands for"),
-        (Self::NewUncommitted, 10, "a new partition's floor is used and not committed"),
-        (Self::ReleasedEarly, 11, "the tenants take updates whose results are not committed"),
-        (Self::TenantAhead, 12, "the tenants go ahead of the least shard"),
-        (Self::OutboxPrunedEarly, 12, "the outbox is pruned before the tenants have committed"),
-        (Self::ScoredAgain, 13, "what is below the committed frontier is scored and written again"),
-    ];
-}
 
 /// One thing that happens, in the words of the story.
 #[derive(Clone, Copy, Debug)]
@@ -813,106 +633,6 @@ impl Model<'_> {
         next.outputs.incidents[time as usize] = [updates[0], updates[1], incidents];
         next.outputs.tenant += 1;
         steps.push((step, Ok(next)));
-    }
-
-    /// What must hold in every state.
-    pub fn check(&self, state: &State) -> Result<(), String> {
-        self.check_mutex(state)?;
-        let out = &state.outputs;
-        // Backfill windows follow from all records of an endpoint: they can be told when all are written.
-        let all_written =
-            (0..PARTS).all(|p| self.records(p).iter().enumerate().all(|(o, _)| out.events[p][o] != NEVER));
-        for shard in 0..SHARDS {
-            let mut want = State::new(self.scenario).committed.shards[shard];
-            let mut transitions_known = true;
-            for time in 0..out.frontiers[shard] {
-                let written = out.shards[shard][time as usize];
-                let known = self.bits(shard, &out.events, |_, _, _| true);
-                let (mut should, content) = self.step_shard(&want, shard, &out.events, written.attack);
-                if written.live & known != content.live {
-                    let (has, fits) = (written.live, content.live);
-                    return Err(format!(
-                        "CONTENT: window {time} of shard {shard} holds {has:b}, committed events {fits:b}"
-                    ));
-                }
-                if all_written && written.backfill != content.backfill {
-                    let (has, fits) = (written.backfill, content.backfill);
-                    return Err(format!(
-                        "CONTENT: backfill {time} of shard {shard} holds {has:b}, committed events {fits:b}"
-                    ));
-                }
-                // Alerts follow from what is written, whatever that is.
-                let unknown = (0..self.records(TRANSITIONS).len()).any(|o| out.events[TRANSITIONS][o] == NEVER);
-                transitions_known &= shard != 0 || !unknown;
-                let closes = shard == 0 && self.closes_at(&out.events[TRANSITIONS], time as i8);
-                let mut alert = want;
-                let update = dedup(&mut alert, &written, closes, time);
-                if transitions_known && update != written.update {
-                    return Err(format!(
-                        "ALERT: {:x} at {time} of shard {shard}, results give {update:x}",
-                        written.update
-                    ));
-                }
-                (should.open, should.alert, should.count, should.last) =
-                    (alert.open, alert.alert, alert.count, alert.last);
-                want = should;
-            }
-        }
-        let mut count = 0;
-        for time in 0..out.tenant.min(out.frontiers[0]).min(out.frontiers[1]) as usize {
-            let updates = [0, 1].map(|shard| out.shards[shard][time].update);
-            count += updates.iter().filter(|u| **u != 0).count() as u8;
-            let want = [updates[0], updates[1], count];
-            if out.incidents[time] != want {
-                return Err(format!("INCIDENT: {:x?} at {time}, alerts give {want:x?}", out.incidents[time]));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_mutex(&self, state: &State) -> Result<(), String> {
-        let runs = state.runs.iter().enumerate().filter(|(_, run)| matches!(run.phase, Phase::Running));
-        for (new, run) in runs.clone() {
-            for (old, older) in runs.clone().filter(|(_, older)| older.generation < run.generation) {
-                let alive = (0..older.workers as usize).find(|worker| self.owns(state, old, *worker));
-                if let Some(worker) = alive {
-                    return Err(format!("MUTEX: run {old} may commit as worker {worker} after run {new} has read"));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// What must hold where nothing more can happen.
-    pub fn check_end(&self, state: &State) -> Result<(), String> {
-        let runs = || state.runs.iter().enumerate();
-        let alive = |n: usize, run: &Run| {
-            run.phase == Phase::Running && (0..run.workers as usize).all(|worker| self.owns(state, n, worker))
-        };
-        if runs().filter(|(n, run)| alive(*n, run)).count() > 1 {
-            return Err("TWO ALIVE".to_owned());
-        }
-        if let Some((one, _)) = runs().find(|(n, run)| alive(*n, run)) {
-            let all = self.scenario.last + 1;
-            let out = &state.outputs;
-            // A partition that appeared later is the next run's.
-            let events = |p: usize| {
-                !self.reads(state, one, p) || !self.records(p).iter().zip(out.events[p]).any(|(_, a)| a == NEVER)
-            };
-            let complete = (0..PARTS).all(events) && out.frontiers == [all; SHARDS] && out.tenant == all;
-            return if complete { Ok(()) } else { Err("STUCK: one is alive, not everything is written".to_owned()) };
-        }
-        // Nobody lives. Who was fenced is started again, unless another owns the job; and so is a start that failed.
-        let again = |run: &Run| match run.phase {
-            Phase::No => false,
-            _ if self.is(Broken::FencedStaysDown) => false,
-            _ => run.generation == 0 || run.generation == state.generation,
-        };
-        if runs().any(|(_, run)| again(run)) {
-            Ok(())
-        } else {
-            Err("NOBODY is alive, and nobody is restarted".to_owned())
-        }
     }
 }
 

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 
-use crate::model::{Broken, Model, Scenario, State, Step};
+use crate::broken::Broken;
+use crate::model::{Model, State, Step};
+use crate::scenario::Scenario;
 
 /// What a search came to.
 pub struct Found {
