@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Exports the corpus' windows, trains both models, writes packages and report. Interrupted, it goes on where it stopped.
+# Exports the corpus' windows, trains both models, writes packages, has the product judge them on what they have not
+# seen, and writes the report. Interrupted, it goes on where it stopped.
 #
 #   LOGSTER_CORPUS  folder with windows/ and linux/ (default ../shared/corpus)
 #   MODEL_VERSION   version of the packages (default 5; count on when data or recipe change: ids of results hold it)
@@ -56,5 +57,9 @@ for platform in windows linux; do
     nice "$python" -m trainer.train --platform "$platform" --windows "$windows" \
         --labels "$corpus/$platform/labels.json" --work "$work/$platform" --package "packages/$platform" \
         --version "${MODEL_VERSION:-5}" --seeds "${MODEL_SEEDS:-5}" --threads "$threads" "${gat[@]}" "${feedback[@]}"
+done
+# The product judges: each fold's recordings with the package that has not seen them.
+for platform in windows linux; do
+    nice "$python" -m trainer.backtest --platform "$platform" --logster "$logster" --corpus "$corpus/$platform" --work "$work/$platform"
 done
 "$python" -m trainer.report --work "$work" --out reports

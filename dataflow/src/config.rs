@@ -234,7 +234,7 @@ settings! {
         ];
         /// Budget: events of one endpoint that go into one window's graph. Above it they are sampled,
         /// deterministically, counted and flagged on the result; they are still normalized and published.
-        max_events_per_window: u32 = 50000 in 100..=10000000;
+        max_events_per_window: u32 = 300000 in 100..=10000000;
     }
 
     /// The models and the machine they run on.

@@ -1,6 +1,7 @@
 """Labels, scores and the whole training run on a small corpus with a planted signal."""
 
 import json
+import shutil
 import tempfile
 import tomllib
 import unittest
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from tests import synthetic
-from trainer import fit, linear, report, train
+from trainer import backtest, calibrate, fit, linear, report, train
 from trainer.data import AMBIGUOUS, BENIGN, MALICIOUS, load_labels, read, read_feedback
 from trainer.evaluate import Scored, calibration_error, roc_auc
 from trainer.net import Shape
@@ -67,6 +68,20 @@ class TrainTest(unittest.TestCase):
         p = np.array([0.1, 0.1, 0.9, 0.9])
         self.assertAlmostEqual(calibration_error(p, np.array([0, 0, 1, 1.0]), np.ones(4)), 0.1)
 
+    def test_a_curve_is_monotone_and_passes_through_the_threshold(self):
+        r = np.random.default_rng(1)
+        z = np.concatenate([r.normal(0, 1, 400), r.normal(3, 1, 300)])
+        y = np.repeat([0.0, 1.0], [400, 300])
+        curve = calibrate.fit_curve(z, y, np.ones(700), 1.8)
+        self.assertAlmostEqual(float(curve.probability(np.array([1.8]))[0]), 0.7, places=6)
+        p = curve.probability(np.linspace(-30, 20, 2000))
+        self.assertTrue((np.diff(p) > 0).all())
+        self.assertLess(calibration_error(curve.probability(z), y, np.ones(700)), 0.05)
+        module = calibrate.Calibration()
+        curve.store(module)
+        got = module(torch.from_numpy(z).float()).numpy()
+        np.testing.assert_allclose(got, curve.logit(z), atol=1e-3)
+
     def test_linear_heads_find_the_flag(self):
         for linux, chosen in ((False, linear.fit_windows), (True, linear.fit_linux)):
             windows = self.corpus(linux=linux)
@@ -91,13 +106,25 @@ class TrainTest(unittest.TestCase):
             self.assertEqual(train.main(), 0)
         return json.loads((self.path / "work" / "report.json").read_text())
 
-    def report(self, platform: str):
+    def report(self, platform: str, windows):
+        # What the product would say, if it gave every window the probability that its label asks for.
+        verdicts = [[w.recording, w.host, w.start_ms, w.end_ms, 0.9 if w.label == MALICIOUS else 0.1] for w in windows]
+        labels = load_labels(self.path / "labels.json")
+        rows = [
+            {"id": r, "detected": True if any(l.attack.values()) else None, "seconds_to_detect": 30.0 if any(l.attack.values()) else None, "false_alerts": 0, "benign_endpoint_hours": 0.1}
+            for r, l in labels.items()
+        ]
+        figures = backtest.figures(platform, labels, rows, backtest.judged(labels, verdicts))
+        self.assertEqual((figures["detected_at_0.7"], figures["false_alerts_at_0.7"], figures["curve"][0]), (3, 0, 3))
+        self.assertAlmostEqual(figures["expected_calibration_error"], 0.1)
+        (self.path / "work" / "backtest.json").write_text(json.dumps({"splits": {"family-out": figures}}))
         out = self.path / "reports"
         (self.path / platform).symlink_to(self.path / "work")
         with mock.patch("sys.argv", ["report", "--work", str(self.path), "--out", str(out)]):
             self.assertEqual(report.main(), 0)
         text = (out / "README.md").read_text()
-        self.assertIn("| linear head | 3/3/3/3 | 1.000 |", text)
+        self.assertIn("| linear head, family-out | 3/3/3/3 | 1.000 |", text)
+        self.assertIn("| family-out | 3 of 3, 0 | 3/3/3/3 | 1.000", text)
         self.assertEqual(len(list(out.glob(f"{platform}-*.png"))), 4)
 
     def test_a_whole_run_and_its_package(self):
@@ -105,7 +132,7 @@ class TrainTest(unittest.TestCase):
             with self.subTest(platform):
                 windows = self.corpus(linux=platform == "linux")
                 figures = self.run_main(platform, *more)
-                self.assertEqual(figures["rows"]["linear head"]["detected"][0], 3)
+                self.assertEqual(figures["rows"]["linear head, family-out"]["detected"][0], 3)
                 manifest = tomllib.loads((self.path / "package" / "manifest.toml").read_text())
                 self.assertEqual(manifest["platform"], platform)
                 s = session((self.path / "package" / "model.onnx").read_bytes())
@@ -117,12 +144,11 @@ class TrainTest(unittest.TestCase):
                 self.assertGreater(np.median(peak[MALICIOUS]), max(peak[BENIGN]))
                 # Again: everything comes from the work folder, and the package is the same.
                 before = (self.path / "package" / "manifest.toml").read_bytes()
-                with mock.patch.object(fit, "score", side_effect=AssertionError("computed again")):
+                with mock.patch.object(fit, "train", side_effect=AssertionError("computed again")):
                     self.run_main(platform, *more)
                 self.assertEqual((self.path / "package" / "manifest.toml").read_bytes(), before)
-                self.report(platform)
-                for kept in (self.path / "work").iterdir():
-                    kept.unlink()
+                self.report(platform, windows)
+                shutil.rmtree(self.path / "work")
 
     def test_feedback_trains_and_is_not_tested(self):
         self.corpus()
@@ -132,10 +158,10 @@ class TrainTest(unittest.TestCase):
         self.assertEqual({w.view for w in read_feedback(folder, "windows")}, {"feedback"})
         self.assertEqual(read_feedback(folder, "linux"), [])
         plain = self.run_main("windows", "--linear-only")
-        with mock.patch.object(train, "linear_fit", wraps=train.linear_fit) as fitted:
+        with mock.patch.object(linear, "fit", wraps=linear.fit) as fitted:
             more = self.run_main("windows", "--linear-only", "--feedback", str(folder))
         self.assertEqual(more["windows"], plain["windows"])
-        self.assertEqual(more["rows"]["linear head"]["scenarios"], 3)
+        self.assertEqual(more["rows"]["linear head, family-out"]["scenarios"], 3)
         _, data, chosen = fitted.call_args_list[0].args
         names = {w.recording for w in read_feedback(folder, "windows")}
         self.assertTrue(names and chosen[-1], "what was decided on is among what is learned from")

@@ -132,14 +132,6 @@ def emit(detector: Detector, metadata: dict[str, str]) -> onnx.ModelProto:
         attention.append(g.op("MatMul", share, g.const(np.full((h, 1), 1 / (h * shape.layers), np.float32))))
 
     node = g.op("Squeeze", g.linear(g.silu(g.linear(x, gat.node_hidden)), gat.node_out), g.ints(1))
-    gate = g.soft_exp(g.linear(x, gat.pool_gate))
-    one = g.op("ConstantOfShape", g.op("Concat", nodes, g.ints(1), axis=0), value=helper.make_tensor("one", 1, [1], [1.0]))
-    sums = g.scatter_add(g.op("Concat", x, one, g.op("Mul", x, gate), gate, axis=1), "node_graph", graphs, 2 * d + 2)
-    mean = g.op("Div", g.columns(sums, 0, d), g.op("Max", g.columns(sums, d, d + 1), g.floats(1.0)))
-    pooled = g.op("Div", g.columns(sums, d + 1, 2 * d + 1), g.op("Max", g.columns(sums, 2 * d + 1, 2 * d + 2), g.floats(1e-6)))
-    hidden = g.silu(g.linear(g.op("Concat", mean, pooled, "graph_feat", axis=1), gat.graph_hidden))
-    graph = g.op("Squeeze", g.linear(hidden, gat.graph_out), g.ints(1))
-
     head = detector.linear
     table = g.const(torch.stack([head.weight, head.square], 1))
     flags = g.scatter_add(g.op("Gather", table, "tree_id"), "tree_node", nodes, 2)
@@ -151,18 +143,26 @@ def emit(detector: Detector, metadata: dict[str, str]) -> onnx.ModelProto:
     mask = g.op("Gather", g.floats(*READ_OUT), "node_type")
     fill = g.op("Mul", g.op("Sub", g.floats(1.0), mask), g.floats(FLOOR))
 
-    def masked_max(v: str) -> str:
+    def worst(v: str) -> str:
         return g.segment_max(g.op("Add", g.op("Mul", v, mask), fill), "node_graph", graphs)
 
-    w = [float(v) for v in detector.mix]
-    scale, shift = g.floats(float(detector.scale)), g.floats(float(detector.shift))
-    combined = g.op("Mul", masked_max(node), g.floats(w[0]))
-    combined = g.op("Add", combined, g.op("Mul", graph, g.floats(w[1])))
-    combined = g.op("Add", combined, g.op("Mul", masked_max(linear), g.floats(w[2])))
-    z = g.op("Unsqueeze", g.op("Add", g.op("Mul", combined, scale), shift), g.ints(1))
-    logits = g.op("Mul", z, g.floats(-0.5, 0.5))
-    per_node = g.op("Add", g.op("Mul", node, g.floats(w[0])), g.op("Mul", linear, g.floats(w[2])))
-    score = g.op("Mul", g.op("Sigmoid", g.op("Add", g.op("Mul", per_node, scale), shift)), mask)
+    def mixed_score(by_gat: str, by_head: str) -> str:
+        parts = [g.op("Mul", v, g.floats(float(w))) for v, w in zip((by_gat, by_head), detector.gain)]
+        return g.op("Add", g.op("Add", *parts), g.floats(float(detector.offset)))
+
+    curve = detector.calibration
+
+    def calibrated(v: str) -> str:
+        # Piece by piece: the order of a ReduceSum depends on the batch, and a score must not.
+        total = g.floats(float(curve.offset))
+        for knot, slope in zip(curve.knots.tolist(), curve.slopes.tolist()):
+            rise = g.op("Relu", g.op("Sub", v, g.floats(knot)))
+            total = g.op("Add", total, g.op("Mul", rise, g.floats(slope)))
+        return total
+
+    z = calibrated(mixed_score(worst(node), worst(linear)))
+    logits = g.op("Mul", g.op("Unsqueeze", z, g.ints(1)), g.floats(-0.5, 0.5))
+    score = g.op("Mul", g.op("Sigmoid", calibrated(mixed_score(node, linear))), mask)
     both = attention[0]
     for a in attention[1:]:
         both = g.op("Add", both, a)

@@ -86,7 +86,7 @@ def thinned(b: Batch, recipe: Recipe, r: torch.Generator) -> Batch:
 
 
 def spliced(attack: Window, background: Window) -> tuple[Batch, np.ndarray]:
-    """The attack's graph beside another host's benign one, as one window."""
+    """A window's graph beside another host's benign one, as one window."""
     both = union([attack.graph, background.graph])
     features = torch.maximum(attack.graph.graph_feat, background.graph.graph_feat)
     graph = both._replace(node_graph=torch.zeros_like(both.node_graph), graph_feat=features)

@@ -28,32 +28,29 @@ Fold = tuple[str, list[str], list[str]]
 
 def by_family(labels: dict[str, Labels]) -> list[Fold]:
     """Leave one family out."""
-    out = []
-    for family in sorted({l.family for l in labels.values()}):
-        test = [r for r, l in labels.items() if l.family == family]
-        out.append((family, test, [r for r in labels if r not in test]))
-    return out
+    groups: dict[str, list[str]] = {}
+    for recording, l in labels.items():
+        groups.setdefault(l.family, []).append(recording)
+    return [(name, test, [r for r in labels if r not in test]) for name, test in sorted(groups.items())]
 
 
 def by_attack(labels: dict[str, Labels], group=lambda attack: attack) -> list[Fold]:
-    """One fold a recording; every recording that shares a (group of) attack with it is left out too."""
+    """Every recording that shares a (group of) attack with a tested one is left out; benign ones are dealt out."""
+    mine = {r: frozenset(group(a) for a in l.attacks) for r, l in sorted(labels.items())}
+    alike: dict[frozenset, list[str]] = {}
+    for r in mine:
+        if mine[r]:
+            alike.setdefault(frozenset(q for q in mine if mine[q] & mine[r]), []).append(r)
     out = []
-    for r, l in labels.items():
-        mine = {group(a) for a in l.attacks}
-        train = [q for q, k in labels.items() if q != r and not mine & {group(a) for a in k.attacks}]
-        out.append((r, [r], train))
+    benign = [r for r in mine if not mine[r]]
+    for k, (left_out, tested) in enumerate(sorted(alike.items(), key=lambda pair: pair[1])):
+        clean = benign[k :: len(alike)]
+        out.append(("+".join(tested), tested + clean, [r for r in mine if r not in left_out and r not in clean]))
     return out
 
 
-def by_component(labels: dict[str, Labels]) -> list[Fold]:
-    """Few folds: recordings linked by shared attacks stay together, benign ones are dealt out among them."""
-    groups: list[set[str]] = []
-    for r, l in labels.items():
-        if not l.attacks:
-            continue
-        linked = [g for g in groups if any(set(labels[q].attacks) & set(l.attacks) for q in g)]
-        groups = [g for g in groups if g not in linked] + [set().union({r}, *linked)]
-    groups.sort(key=lambda g: sorted(g))
-    for i, r in enumerate(r for r, l in labels.items() if not l.attacks):
-        groups[i % len(groups)].add(r)
-    return [(f"part {i + 1}", sorted(g), [r for r in labels if r not in g]) for i, g in enumerate(groups)]
+def splits(platform: str, labels: dict[str, Labels]) -> dict[str, list[Fold]]:
+    """The ways of leaving out that a platform is judged by. The last is the strictest: calibration rests on it."""
+    if platform == "windows":
+        return {"family-out": by_family(labels)}
+    return {"type-out": by_attack(labels), "family-out": by_attack(labels, lambda a: ATTACK_FAMILY.get(a, a))}

@@ -27,17 +27,17 @@ class Instances:
     """Every process and script of every window as a sparse row of flags."""
 
     def __init__(self, windows: list[Window]):
-        rows, indices, self.window, self.label, key = 0, [], [], [], []
+        indices, self.window, self.label, key = [], [], [], []
         pointers = [0]
         for w, window in enumerate(windows):
             g = window.graph
-            types, owner, ids = g.node_type.numpy(), g.tree_node.numpy(), g.tree_id.numpy()
-            order = np.argsort(owner, kind="stable")
-            cuts = np.searchsorted(owner[order], np.arange(len(types) + 1))
+            types = g.node_type.numpy()
+            flags = np.unique(g.tree_node.numpy() * VOCABULARY + g.tree_id.numpy())
+            owner, flags = flags // VOCABULARY, flags % VOCABULARY
+            cuts = np.searchsorted(owner, np.arange(len(types) + 1))
             for n in np.flatnonzero(np.array(READ_OUT)[types] > 0):
-                flags = np.unique(ids[order[cuts[n] : cuts[n + 1]]])
-                indices.append(flags)
-                pointers.append(pointers[-1] + len(flags))
+                indices.append(flags[cuts[n] : cuts[n + 1]])
+                pointers.append(pointers[-1] + cuts[n + 1] - cuts[n])
                 self.window.append(w)
                 # A script block has no GUID: unknown in attack windows.
                 doubtful = window.label == MALICIOUS and (types[n] != 0 or window.snippet)
@@ -64,7 +64,9 @@ class Instances:
     def distinct(self, use: np.ndarray) -> np.ndarray:
         """`use` without repeats: a process looks the same in most of the six windows that it lies in."""
         index = np.flatnonzero(use)
-        looks = np.stack([self.key[index], self.label[index], np.diff(self.x.indptr)[index]])
+        # Rows by a sum of random numbers, one a flag: equal rows have equal sums, others hardly ever.
+        numbers = np.random.default_rng(0).random(VOCABULARY)
+        looks = np.stack([self.key[index], self.label[index], np.round(self.x[index] @ numbers, 6)])
         _, first = np.unique(looks, axis=1, return_index=True)
         out = np.zeros(len(use), bool)
         out[index[first]] = True
@@ -114,7 +116,7 @@ def logistic(x: sp.csr_matrix, y: np.ndarray, w: np.ndarray, ridge: float, non_n
 
     bounds = [(0 if non_negative else -8, 8)] * n + [(-15, 5)]
     start = np.append(np.zeros(n), -4.0)
-    return (p := minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 150}).x)[:n], p[n]
+    return (p := minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 100}).x)[:n], p[n]
 
 
 def instance_weights(data: Instances, use: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -153,18 +155,17 @@ def fit_windows(data: Instances, train: np.ndarray, ridge: float = 5.0, rounds: 
     return Fit(full, np.zeros(VOCABULARY), 1.0, 0.0, float(bias))
 
 
-def fit_linux(data: Instances, train: np.ndarray, ridge: float = 1.0, least: int = 2) -> Fit:
+def fit_linux(data: Instances, train: np.ndarray, ridge: float = 0.3, least: int = 2) -> Fit:
     """Free fit; flags weigh by rarity in benign recordings and must occur in `least` recordings."""
     use = data.distinct(train & data.trainable & (data.label >= 0))
     x, y, recording = data.x[use], data.label[use], data.recording[use]
-    frequency = np.zeros(VOCABULARY)
-    support = np.zeros(VOCABULARY)
-    benign = [r for r in np.unique(recording) if ((recording == r) & (y == 0)).any()]
-    for r in np.unique(recording):
-        support += np.asarray(x[recording == r].sum(0)).ravel() > 0
-    for r in benign:
-        rows = x[(recording == r) & (y == 0)]
-        frequency += np.asarray(rows.mean(0)).ravel() / len(benign)
+    recordings = np.unique(recording)
+    by_recording = sp.csr_matrix((np.ones(len(y)), (np.searchsorted(recordings, recording), np.arange(len(y)))))
+    support = np.asarray(((by_recording @ x) > 0).sum(0)).ravel()
+    clean = by_recording @ sp.diags((y == 0).astype(float))
+    totals = np.asarray(clean.sum(1)).ravel()
+    present = totals > 0
+    frequency = np.asarray((sp.diags(1 / np.maximum(totals, 1)) @ clean @ x).sum(0)).ravel() / max(present.sum(), 1)
     rarity = np.minimum(-np.log(frequency + 2e-4), 8) / 4
     rarity[support < least] = 0
     kept = np.flatnonzero(rarity > 0)
@@ -172,17 +173,19 @@ def fit_linux(data: Instances, train: np.ndarray, ridge: float = 1.0, least: int
     power, floor = 0.25, 9.0
     length = np.maximum(x @ square, floor) ** power
     scaled = (sp.diags(1 / length) @ x[:, kept] @ sp.diags(rarity[kept])).tocsr()
+    # Every look of a process counts once; recordings count alike within each class.
     w = np.zeros(len(y))
-    _, inverse, counts = np.unique(data.key[use], return_inverse=True, return_counts=True)
-    base = 1.0 / counts[inverse]
-    for r in np.unique(recording):
-        for value in (0, 1):
-            m = (recording == r) & (y == value)
-            if m.any():
-                w[m] = base[m] / base[m].sum()
     for value, total in ((1, 2000.0), (0, 6000.0)):
-        w[y == value] *= total / max(w[y == value].sum(), 1e-9)
+        members = y == value
+        counts = np.bincount(recording[members], minlength=recording.max() + 1)
+        w[members] = 1 / counts[recording[members]]
+        w[members] *= total / max(w[members].sum(), 1e-9)
     weight, bias = logistic(scaled, y, w, ridge, False)
     full = np.zeros(VOCABULARY)
     full[kept] = weight * rarity[kept]
     return Fit(full, square, floor, power, float(bias))
+
+
+def fit(platform: str, data: Instances, train: np.ndarray) -> Fit:
+    """The platform's head on the instances that `train` selects."""
+    return fit_windows(data, train) if platform == "windows" else fit_linux(data, train)

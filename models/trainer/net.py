@@ -6,8 +6,8 @@ and an edge term in the attention logit make it heterogeneous. Edges run both wa
 to nothing, isolated nodes need no special case, and no segment-max is needed.
 
 Two read-outs: the worst process (max of node logits), which supervision by labelled process trains,
-and mean + attention pooling. The linear head scores each process by the flags of its tree and takes
-the maximum too. `Combination` adds the three and calibrates the sum.
+and mean + attention pooling, which is trained along and takes no part in the score. The linear head scores
+each process by the flags of its tree and takes the maximum too. `Detector` weighs the two and calibrates the sum.
 """
 
 from __future__ import annotations
@@ -159,29 +159,46 @@ class LinearHead(nn.Module):
         return sums[:, 0] / torch.maximum(sums[:, 1], self.floor) ** self.power + self.bias
 
 
+class Calibration(nn.Module):
+    """A monotone piecewise linear curve from scores to logits: `offset + sum slope_k * max(z - knot_k, 0)`.
+
+    The first knot lies below all scores; slopes add up from left to right and their running sum is positive.
+    """
+
+    KNOTS = 7
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("knots", torch.tensor([-100.0] + [100.0] * (self.KNOTS - 1)))
+        self.register_buffer("slopes", torch.tensor([1.0] + [0.0] * (self.KNOTS - 1)))
+        self.register_buffer("offset", torch.tensor(-100.0))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.offset + (torch.relu(z[:, None] - self.knots) * self.slopes).sum(1)
+
+
 class Detector(nn.Module):
     """What ships: GAT and linear head, combined and calibrated.
 
-    The calibrated logit of a graph is `scale * (max GAT node * w0 + pooled * w1 + max linear * w2) + shift`.
+    A graph's score is `gain[0] * worst process by the GAT + gain[1] * worst by the linear head + offset`.
     """
 
     def __init__(self, gat: Gat, linear: LinearHead):
         super().__init__()
         self.gat, self.linear = gat, linear
-        self.register_buffer("mix", torch.tensor([0.5, 0.0, 0.5]))
-        self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("shift", torch.zeros(()))
+        self.register_buffer("gain", torch.tensor([0.5, 0.5]))
+        self.register_buffer("offset", torch.zeros(()))
+        self.calibration = Calibration()
 
     def forward(self, b: Batch):
         graphs = b.graph_feat.shape[0]
-        node, graph, attention = self.gat(b)
+        node, _, attention = self.gat(b)
         linear = self.linear(b)
         mask = read_out_mask(b.node_type)
 
-        def masked_max(v):
+        def worst(v):
             return segment_max(v * mask + FLOOR * (1 - mask), b.node_graph, graphs)
 
-        combined = masked_max(node) * self.mix[0] + graph * self.mix[1] + masked_max(linear) * self.mix[2]
-        z = self.scale * combined + self.shift
-        per_node = self.scale * (node * self.mix[0] + linear * self.mix[2]) + self.shift
-        return torch.stack([z * -0.5, z * 0.5], 1), attention, torch.sigmoid(per_node) * mask
+        z = self.calibration(worst(node) * self.gain[0] + worst(linear) * self.gain[1] + self.offset)
+        per_node = torch.sigmoid(self.calibration(node * self.gain[0] + linear * self.gain[1] + self.offset)) * mask
+        return torch.stack([z * -0.5, z * 0.5], 1), attention, per_node

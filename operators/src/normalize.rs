@@ -187,6 +187,11 @@ impl Normalizer {
             let kind = sysmon::kind(id);
             if kind != Kind::Opaque {
                 self.event_data.push_fields(&mut self.fields, text, &mut self.scratch);
+                if kind == Kind::Sysmon(sysmon::SCRIPT_BLOCK)
+                    && let Some(pid) = sysmon::integer(text, envelope.winlog_pid)
+                {
+                    self.fields.push(Field::ProcessId, &pid.to_string());
+                }
             }
             kind
         } else {
@@ -288,6 +293,8 @@ struct Envelope {
     event_id: Value,
     /// `event.code`
     event_code: Value,
+    /// `winlog.process.pid`: who wrote the event. Of a script block this is its host, which `event_data` leaves out.
+    winlog_pid: Value,
     /// Some escape in the message is half of a surrogate pair.
     lone_surrogate: bool,
 }
@@ -358,7 +365,7 @@ impl Envelope {
                     })?;
                 }
                 "winlog" => {
-                    (e.event_id, e.winlog_computer_name) = Default::default();
+                    (e.event_id, e.winlog_computer_name, e.winlog_pid) = Default::default();
                     if let Some(data) = &mut event_data {
                         data.clear();
                     }
@@ -367,6 +374,16 @@ impl Envelope {
                             ("event_data", Some(data)) => data.read(s)?,
                             ("event_id", _) => e.event_id = s.value()?,
                             ("computer_name", _) => e.winlog_computer_name = s.value()?,
+                            ("process", _) => {
+                                e.winlog_pid = Value::default();
+                                members(s, |s, key| {
+                                    match key {
+                                        "pid" => e.winlog_pid = s.value()?,
+                                        _ => drop(s.value()?),
+                                    }
+                                    Ok(())
+                                })?;
+                            }
                             _ => drop(s.value()?),
                         }
                         Ok(())

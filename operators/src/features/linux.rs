@@ -22,9 +22,10 @@
 //! `x` program run, `xd` its directory, `xu` by what user, `xi` users and terminal (auditd), `xf` failed, `xr` run
 //! by interpreter, `xw` working directory, `su` gained another user, `al` and `ah` length and entropy of arguments,
 //! `a` argument, `ae` program and argument, `f` file operation and place, `fc` with program, `fx` program and
-//! extension, `ff` truncated or appended, `fe` failed, `mm` mode set, `n` network, `nc` with program, `k` socket
-//! family, `s` system call and result, `sc` with program, `u` account event, `g` a chain of facts (a file written
-//! and then run).
+//! extension of what is written, `ff` truncated or appended, `fe` failed, `mm` mode set, `n` network, `nc` with
+//! program, `k` socket family, `s` system call and result, `sc` with program, `u` account event, `g` a chain of
+//! facts (a file written and then run). Programs that serve the same end bear one name (`ask:user`, `wrap`): one
+//! list of commands is no sign. What every program reads to start at all has no tokens.
 
 mod paths;
 mod programs;
@@ -387,7 +388,8 @@ struct Builder<'p, 'f> {
     images: FxHashMap<u32, &'f str>,
     processes: FxHashMap<u32, Process>,
     programs: Vec<(Program, String)>,
-    program_numbers: FxHashMap<String, ProgramNo>,
+    /// By listed name and token: a thread's name and a path tell of the same program.
+    program_numbers: FxHashMap<(Option<&'static str>, String), ProgramNo>,
     programs_at: FxHashMap<Box<str>, ProgramNo>,
     programs_called: FxHashMap<Box<str>, ProgramNo>,
     places: Vec<Place>,
@@ -477,9 +479,9 @@ impl<'p, 'f> Builder<'p, 'f> {
     }
 
     fn program(&mut self, program: Program) -> ProgramNo {
-        let token = program.token();
         let next = self.programs.len() as ProgramNo;
-        let number = *self.program_numbers.entry(token.clone()).or_insert(next);
+        let token = program.token();
+        let number = *self.program_numbers.entry((program.name, token.clone())).or_insert(next);
         if number == next {
             self.programs.push((program, token));
         }
@@ -807,15 +809,20 @@ impl<'p, 'f> Builder<'p, 'f> {
             }
             return;
         }
-        let set = self.set(SetKey::File(op, process.program, number), |builder| {
-            let (program, place, letter) = (builder.token_of(process.program), builder.place_of(path), op.letter());
-            vec![
-                format!("f:{letter}|{}", place.token()),
-                format!("fc:{letter}|{program}|{}", place.token()),
-                format!("fx:{letter}|{program}|{}", place.extension),
-            ]
-        });
-        self.pane.apply(process.node, set);
+        let reads = matches!(op, FileOp::Read | FileOp::List);
+        if !(reads && self.is_plumbing(process.program, &place)) {
+            let set = self.set(SetKey::File(op, process.program, number), |builder| {
+                let (program, place, letter) = (builder.token_of(process.program), builder.place_of(path), op.letter());
+                // A hidden file in /tmp is a lock or a socket as often as not; running one is another matter.
+                let place = if place.is_scratch() { place.area.to_owned() } else { place.token() };
+                let mut tokens = vec![format!("f:{letter}|{place}"), format!("fc:{letter}|{program}|{place}")];
+                if !reads {
+                    tokens.push(format!("fx:{letter}|{program}|{}", builder.place_of(path).extension));
+                }
+                tokens
+            });
+            self.pane.apply(process.node, set);
+        }
         let written = self.paths[path as usize].written;
         match op {
             FileOp::Read | FileOp::List => {
@@ -867,6 +874,57 @@ impl<'p, 'f> Builder<'p, 'f> {
             self.pane.node(NodeKind::File, &label, &label)
         };
         self.pane.edge(process.node, node, Relation::Wrote);
+    }
+
+    /// What a program reads to start at all, or to find names and addresses: it tells that the program ran, which
+    /// the execution told already, and only one of the two sources sees it.
+    fn is_plumbing(&self, program: ProgramNo, place: &Place) -> bool {
+        match place.area {
+            "/usr/lib" | "/usr/share" | "/usr/bin" | "/usr/sbin" | "/usr/libexec" | "/usr/include" | "/etc/ld.so"
+            | "/etc/ld.so.preload" | "/etc/hosts" | "/etc/ssl" | "/proc/self" | "/proc/sys" | "/proc" | "/sys"
+            | "/dev/null" | "/dev/tty" | "/dev" => true,
+            // Who asks for files by name means them.
+            "/etc/passwd" | "/etc" => {
+                let (program, _) = &self.programs[usize::from(program)];
+                let asks = matches!(
+                    program.name,
+                    None | Some(
+                        "cat"
+                            | "tac"
+                            | "less"
+                            | "more"
+                            | "head"
+                            | "tail"
+                            | "grep"
+                            | "egrep"
+                            | "awk"
+                            | "gawk"
+                            | "mawk"
+                            | "sed"
+                            | "cut"
+                            | "sort"
+                            | "strings"
+                            | "xxd"
+                            | "base64"
+                            | "cp"
+                            | "scp"
+                            | "tar"
+                            | "rsync"
+                            | "curl"
+                            | "dd"
+                            | "vi"
+                            | "vim"
+                            | "vim.basic"
+                            | "vim.tiny"
+                            | "nano"
+                            | "nl"
+                            | "diff"
+                    )
+                );
+                !asks
+            }
+            _ => false,
+        }
     }
 
     /// Reading secrets: a request of its own kind, whatever the file's name.
@@ -950,9 +1008,28 @@ impl<'p, 'f> Builder<'p, 'f> {
         }
         let process = self.process(fact.pid, fact.exe.as_deref(), fact.comm.as_deref());
         let by = fact.exe.as_deref().map_or(process.program, |exe| self.program_at(exe));
-        // Whether a log-in failed is left out: in a lab only attackers mistype.
-        let login = matches!(kind, "USER_AUTH" | "USER_LOGIN" | "USER_ACCT" | "USER_ERR" | "CRED_ACQ" | "CRED_DISP");
-        let result = if login || ok { "" } else { "!" };
+        // How one logs in, and whether at the first try, is left out: a password, mistyped, is no attack.
+        let login = matches!(
+            kind,
+            "USER_AUTH"
+                | "USER_LOGIN"
+                | "USER_ACCT"
+                | "USER_ERR"
+                | "USER_START"
+                | "USER_END"
+                | "LOGIN"
+                | "USER_LOGOUT"
+                | "CRED_ACQ"
+                | "CRED_DISP"
+                | "CRED_REFR"
+        );
+        if login {
+            let token = format!("ue:session|{}", self.token_of(by));
+            self.pane.token(process.node, &token);
+            self.user_findings(&process, kind, ok, command);
+            return;
+        }
+        let result = if ok { "" } else { "!" };
         let op = if op.len() <= 24 && op.bytes().all(|b| b.is_ascii_alphabetic() || b == b':' || b == b'_' || b == b'-')
         {
             op

@@ -75,6 +75,9 @@ static SCRIPT: Typed = Typed {
     process_id: false,
 };
 
+/// PowerShell's event of a script block.
+pub const SCRIPT_BLOCK: u16 = 4104;
+
 fn typed(id: Option<i64>) -> Option<&'static Typed> {
     match id {
         Some(1) => Some(&PROCESS),

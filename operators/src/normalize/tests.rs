@@ -46,6 +46,20 @@ fn sysmon_event(id: Json, data: Json) -> (Normalized, Json) {
     event(RawTopic::Sysmon, message.to_string().as_bytes())
 }
 
+/// Whose script block it is stands outside `event_data`, and what is published does not change for it.
+#[test]
+fn a_script_blocks_writer() {
+    let message = json!({ "@timestamp": "2026-03-20T00:00:00.000Z", "winlog": {
+        "computer_name": "WS5", "event_id": "4104", "process": { "pid": 4242, "thread": { "id": 1 } },
+        "event_data": { "ScriptBlockText": "ls", "ScriptBlockId": "i" } } });
+    let (event, json) = event(RawTopic::Sysmon, message.to_string().as_bytes());
+    assert!(fields(&event).contains(&(Field::ProcessId, "4242")));
+    assert_eq!(json["data"], json!({ "script_block_text": "ls", "script_block_id": "i" }));
+    // Of other events the writer is Sysmon itself.
+    let message = message.to_string().replace("4104", "7");
+    assert!(!fields(&self::event(RawTopic::Sysmon, message.as_bytes()).0).iter().any(|(f, _)| *f == Field::ProcessId));
+}
+
 fn linux_event(topic: RawTopic, message: &str) -> (Normalized, Json) {
     let message = json!({ "@timestamp": "2026-03-20T00:00:00Z", "host": { "name": "a" }, "message": message });
     event(topic, message.to_string().as_bytes())

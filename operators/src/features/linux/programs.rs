@@ -134,6 +134,29 @@ static ROLES: LazyLock<FxHashMap<&'static str, Role>> = LazyLock::new(|| {
     roles
 });
 
+/// Programs that answer the same question or do the same service: tokens name the group, so that a list of
+/// commands once seen in an attack is no sign, and another list of the same kind is one as well.
+const GROUPS: &[(&str, &str)] = &[
+    ("ask:user", "id whoami w who last lastlog lastb users groups loginctl"),
+    (
+        "ask:host",
+        "uname hostname hostnamectl uptime lsb_release timedatectl nproc lscpu lspci lsusb lsmod lsblk blkid free \
+         vmstat iostat dmesg sysctl env printenv",
+    ),
+    ("ask:network", "ip ifconfig ss netstat arp route rpcinfo iptables-save"),
+    ("ask:process", "ps pstree top htop pgrep"),
+    ("ask:disk", "df du mount findmnt"),
+    ("ask:name", "ping ping6 traceroute tracepath dig host nslookup getent"),
+    ("wrap", "setsid nohup timeout nice ionice taskset"),
+    ("kill", "kill pkill killall killall5"),
+    ("pager", "less more lesspipe lessecho view head tail"),
+    ("sum", "md5sum sha1sum sha256sum sha512sum cksum"),
+];
+
+static GROUP_OF: LazyLock<FxHashMap<&'static str, &'static str>> = LazyLock::new(|| {
+    GROUPS.iter().flat_map(|(group, names)| names.split_whitespace().map(move |name| (name, *group))).collect()
+});
+
 /// A program, reduced to a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Program {
@@ -196,9 +219,10 @@ impl Program {
         starts || self.role == Role::Server
     }
 
-    /// For tokens: `bash`, `bash@/tmp`, `?@/opt`, `?.script@/var/www`, `?`.
+    /// For tokens: `bash`, `ask:user`, `bash@/tmp`, `?@/opt`, `?.script@/var/www`, `?`.
     pub fn token(&self) -> String {
-        match (self.name, self.place) {
+        let name = self.name.map(|name| GROUP_OF.get(name).copied().unwrap_or(name));
+        match (name, self.place) {
             (Some(name), None) => name.to_owned(),
             (Some(name), Some(place)) if at_home(&place) => name.to_owned(),
             (Some(name), Some(place)) => format!("{name}@{}", place.token()),
@@ -251,6 +275,9 @@ mod tests {
             ("/tmp/.update", "?@/tmp!hid", Role::Other),
             ("/var/www/portal/uploads/help.cgi", "?.script@/var/www", Role::Other),
             ("curl", "curl", Role::Download),
+            ("/usr/bin/whoami", "ask:user", Role::Discovery),
+            ("/tmp/whoami", "ask:user@/tmp", Role::Other),
+            ("/usr/bin/setsid", "wrap", Role::Other),
         ] {
             let program = Program::at(path);
             assert_eq!((program.token().as_str(), program.role), (token, role), "{path}");

@@ -8,7 +8,7 @@
 use crate::features::TokenId;
 use crate::graph::{Attribute, NodeKind, Relation, WindowGraph};
 
-/// Tokens of each process from its parent's and grandparent's program: `pc:apache2>sh`, `gp:apache2>sh>id`.
+/// Tokens of each process from its parent's and grandparent's program: `pc:apache2>sh`, `gp:apache2>sh>ask:user`.
 pub(crate) fn lineage(graph: &WindowGraph) -> Vec<(u32, TokenId)> {
     let program = |node: u32| graph.node(node).attribute(Attribute::Program);
     let parents = parents(graph);

@@ -63,7 +63,7 @@ techniques! {
     UPLOAD = "T1048", "sent a file out";
     DISCOVERY = "T1082", "asked about the system, its users and network";
     SETUID_SEARCH = "T1083", "searched for files that give more rights";
-    HIDDEN = "T1564.001", "used hidden files where anyone may write";
+    HIDDEN = "T1564.001", "fetched, unlocked or ran a hidden file where anyone may write";
 }
 
 /// Daemons of the idle list whose business is to call other hosts.
@@ -367,7 +367,9 @@ impl Builder<'_, '_> {
             let detail = self.written_before(path, &written);
             self.find(node, &FILE_DELETED, &detail);
         }
-        if place.hidden && place.is_scratch() && file.op.writes() {
+        // Hidden files in /tmp are locks and sockets as often as not; what is fetched there, or made to run, is none.
+        let fetched = file.op.writes() && matches!(role, Role::Download | Role::Server);
+        if place.hidden && place.is_scratch() && (fetched || file.mode.is_some_and(|mode| mode & 0o111 != 0)) {
             self.find(node, &HIDDEN, path);
         }
         if place.extension == "encrypted" && file.op.writes() {
@@ -444,7 +446,8 @@ impl Builder<'_, '_> {
         }
         for (node, programs) in tally.questions {
             if programs.len() >= MANY_QUESTIONS {
-                let names: Vec<_> = programs.iter().map(|&program| self.token_of(program)).collect();
+                let names: Vec<_> =
+                    programs.iter().filter_map(|&program| self.programs[usize::from(program)].0.name).collect();
                 let names = names.join(", ");
                 self.find(node, &DISCOVERY, &names);
             }

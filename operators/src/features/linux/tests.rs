@@ -274,6 +274,59 @@ fn both_sources_say_the_same() {
     assert_eq!(both.node_counts()["process"], audit.node_counts()["process"]);
 }
 
+/// What every program reads to start is no token, nor is a habit that attackers share with the rest of the world.
+#[test]
+fn plumbing_and_habits_stay_out() {
+    let line = |at: i64, text: &str| (at, format!("2027-01-15 08:00:00 {text}"));
+    let graph = window(
+        &[
+            line(0, "[EXEC]    pid=31   ppid=30   uid=1000   bash             /usr/bin/cat"),
+            line(1, "[FILE]    pid=31   cat              flags=O_RDONLY   /usr/lib/x86_64-linux-gnu/libc.so.6"),
+            line(2, "[FILE]    pid=31   cat              flags=O_RDONLY   /etc/passwd"),
+            line(3, "[FILE]    pid=31   cat              flags=O_WRONLY|O_CREAT /tmp/.lock"),
+            line(600, "[EXEC]    pid=32   ppid=30   uid=1000   bash             /usr/bin/wget"),
+            line(601, "[FILE]    pid=32   wget             flags=O_RDONLY   /etc/passwd"),
+            line(602, "[FILE]    pid=32   wget             flags=O_WRONLY|O_CREAT /tmp/.lock"),
+        ],
+        &[],
+    );
+    let golden = [
+        "img:cat",
+        "x:cat",
+        "xd:/usr/bin",
+        "xu:u|cat",
+        "pc:bash>cat",
+        "gp:->bash>cat",
+        "f:r|/etc/passwd",
+        "fc:r|cat|/etc/passwd",
+        "f:c|/tmp",
+        "fc:c|cat|/tmp",
+        "fx:c|cat|none",
+    ];
+    assert_tokens(&graph, "cat", &golden);
+    let golden = [
+        "img:wget",
+        "x:wget",
+        "xd:/usr/bin",
+        "xu:u|wget",
+        "pc:bash>wget",
+        "gp:->bash>wget",
+        "f:c|/tmp",
+        "fc:c|wget|/tmp",
+        "fx:c|wget|none",
+        "t:T1564.001",
+    ];
+    assert_tokens(&graph, "wget", &golden);
+
+    let asked = |name: &str| {
+        let line = line(0, &format!("[EXEC]    pid=31   ppid=30   uid=1000   bash             /usr/bin/{name}"));
+        tokens(&window(&[line], &[]), name)
+    };
+    assert_eq!(asked("whoami"), asked("id"));
+    assert_ne!(asked("whoami"), asked("uname"));
+    assert_eq!(asked("setsid"), asked("nohup"));
+}
+
 #[test]
 fn what_a_process_shares() {
     let graph = window(&attack("alice", "203.0.113.7"), &[]);

@@ -39,7 +39,7 @@ fn start() -> Observation {
 /// If this fails, models trained before do not fit any more: bless it only with a new [`FEATURE_VERSION`].
 #[test]
 fn golden_tensors() {
-    assert_eq!(FEATURE_VERSION, "logster-features-1");
+    assert_eq!(FEATURE_VERSION, "logster-features-2");
     let t = tensors(&[&window(&[start()], &[])]);
     assert_eq!(t.node_type, [0, 0, 1]);
     // powershell.exe, explorer.exe, the image file.
@@ -257,4 +257,12 @@ fn tokens_do_not_know_the_laboratory() {
         attack(["ann", "wec", "8.8.8.8", "gruntkatz", A, B, "x81f0a"]),
         attack(["pgustavo", "theshire-7", "93.184.216.34", "wardog", C, B, "beacon"])
     );
+}
+
+#[test]
+fn a_script_block_joins_its_host_by_the_writers_pid() {
+    let fields = [(Field::ScriptBlockId, "s"), (Field::ScriptBlockText, "ls"), (Field::ProcessId, "10")];
+    let graph = window(&[start(), event(31_000, 4104, &fields)], &[]);
+    let host = graph.nodes().position(|n| n.guid().as_deref() == Some(A)).unwrap() as u32;
+    assert!(graph.edges().iter().any(|e| e.src == host && graph.node(e.dst).kind() == NodeKind::Script));
 }
