@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// With rules, so that whatever is shown of the model's detections is shown of theirs.
+const RULES: [&str; 2] = ["--set", "rules.paths=deploy/rules"];
+
 /// `logster ARGS`, quiet but for warnings.
 pub fn logster(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_logster"));
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     command.args(args).args(["--set", "http.enabled=false", "--set", "log.level=warn"]);
-    // With rules, so that whatever is shown of the model's detections is shown of theirs.
-    command.args(["--set", "rules.paths=deploy/rules"]);
-    command.stdin(Stdio::null());
+    command.args(RULES).stdin(Stdio::null());
     command
 }
 
@@ -109,7 +110,7 @@ impl Run {
         let mut command = Command::new(env!("CARGO_BIN_EXE_logster"));
         command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).arg("run").args(&self.args);
         command.args(["-w", &self.shape.workers.to_string(), "-n", &self.shape.processes.to_string()]);
-        command.args(["-p", &index.to_string(), "--set", "log.level=warn"]);
+        command.args(["-p", &index.to_string(), "--set", "log.level=warn"]).args(RULES);
         if self.shape.processes > 1 {
             command.arg("--hostfile").arg(&self.hostfile);
         }
