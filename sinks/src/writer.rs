@@ -632,6 +632,8 @@ mod tests {
         };
         let mut writer = fence();
         writer.commit(epoch(1, vec![record(OutputTopic::Alerts, key, 1)])).unwrap();
+        // Killed at once, a lone broker now and then came back with this topic, just made, empty.
+        std::thread::sleep(Duration::from_secs(3));
         cluster.kill_broker(1);
         let error = writer.commit(epoch(2, vec![record(OutputTopic::Alerts, key, 2)])).unwrap_err();
         assert!(matches!(error, WriterError::NotWritten { epoch: 2, .. }), "{error:?}");
