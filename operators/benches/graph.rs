@@ -5,14 +5,16 @@
 //! six panes at every pane's end, windows/s of the merge and of the tensors, and the bytes that sealed panes hold per
 //! event. Time is the thread's on its core, so that neighbours count little. The best of five rounds. `-- windows` or `-- linux` measures one platform only.
 
+mod support;
+
 use std::collections::BTreeMap;
-use std::io::BufRead;
 use std::path::PathBuf;
 
 use logster_operators::features::tensors;
 use logster_operators::graph::{PaneGraph, WindowGraph};
 use logster_operators::normalize::{NormalizeConfig, Normalizer, Outcome, RawRecord};
-use logster_schema::{Observation, Platform, RawTopic, TimeLimits};
+use logster_schema::{Observation, Platform, TimeLimits};
+use support::{messages, on_cpu};
 
 const BYTES_A_CAPTURE: usize = 64_000_000;
 const ROUNDS: usize = 5;
@@ -80,24 +82,7 @@ fn main() {
     }
 }
 
-/// Seconds that this thread has run, as Linux counts them.
-fn on_cpu() -> f64 {
-    let schedule = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
-    schedule.split_ascii_whitespace().next().and_then(|ns| ns.parse::<f64>().ok()).expect("nanoseconds") / 1e9
-}
-
 fn load(folder: PathBuf) -> Vec<Host> {
-    #[derive(serde::Deserialize)]
-    struct Line<'a> {
-        topic: &'a str,
-        #[serde(borrow)]
-        value: &'a serde_json::value::RawValue,
-    }
-    #[derive(serde::Deserialize)]
-    struct Stamped<'a> {
-        #[serde(rename = "@timestamp")]
-        timestamp: &'a str,
-    }
     let mut files: Vec<PathBuf> =
         std::fs::read_dir(folder).expect("folder").map(|e| e.expect("entry").path()).collect();
     files.retain(|path| path.extension().is_some_and(|e| e == "zst"));
@@ -105,34 +90,20 @@ fn load(folder: PathBuf) -> Vec<Host> {
     let mut normalizer = Normalizer::new(NormalizeConfig { time: TimeLimits::default(), max_message_bytes: 1 << 20 });
     let mut hosts = Vec::new();
     for path in files {
-        let mut decoder = zstd::Decoder::new(std::fs::File::open(path).expect("file")).expect("zstd");
-        decoder.window_log_max(27).expect("window");
-        let (mut bytes, mut arrival_ms) = (0, 0);
+        let (mut bytes, mut arrival_ms, mut offset) = (0, 0, 0);
         let mut here: BTreeMap<String, Host> = BTreeMap::new();
-        for (offset, line) in std::io::BufReader::new(decoder).lines().enumerate() {
-            let line = line.expect("line");
-            let line: Line = serde_json::from_str(&line).expect("envelope");
-            let payload = line.value.get();
-            let stamp: Stamped = serde_json::from_str(payload).expect("@timestamp");
-            arrival_ms = arrival_ms.max(logster_schema::time::parse(stamp.timestamp).expect("a time"));
-            let record = RawRecord {
-                topic: RawTopic::from_name(line.topic).expect("topic"),
-                partition: 0,
-                offset: offset as i64,
-                arrival_ms,
-                key: None,
-                payload: payload.as_bytes(),
-            };
+        messages(&path, |topic, time, payload| {
+            arrival_ms = arrival_ms.max(time);
+            let record = RawRecord { topic, partition: 0, offset, arrival_ms, key: None, payload };
+            offset += 1;
             if let Outcome::Event(event) = normalizer.normalize(&record) {
                 let pane = event.observation.time_ms.div_euclid(PANE_MS);
                 let host = here.entry(event.endpoint.key().to_owned()).or_default();
                 host.entry(pane).or_default().push(event.observation);
             }
             bytes += payload.len();
-            if bytes > BYTES_A_CAPTURE {
-                break;
-            }
-        }
+            bytes <= BYTES_A_CAPTURE
+        });
         for mut host in here.into_values() {
             host.values_mut().for_each(|pane| pane.sort_by_key(Observation::order));
             hosts.push(host);

@@ -7,8 +7,9 @@
 //! holds an event: open panes hold observations, sealed ones graphs. With `--rules=FOLDER` the Sigma rules in it are
 //! evaluated as well, in rounds of their own.
 
+mod support;
+
 use std::cell::RefCell;
-use std::io::BufRead;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use logster_operators::rules::{RuleSet, RulesMetrics, Source, rules};
 use logster_operators::window::{Credit, RestoredWindows, WindowConfig, WindowLinks, WindowMetrics, window};
 use logster_schema::{Observation, RawTopic, RuleLevel, TimeLimits, TimeMs};
 use prometheus::{Counter, IntCounter, IntGauge};
+use support::{messages, on_cpu};
 use timely::dataflow::channels::pact::Pipeline;
 use timely::dataflow::operators::generic::{Operator, source};
 
@@ -228,38 +230,16 @@ fn held(messages: &[Message]) -> (f64, f64) {
     (open as f64 / events as f64, sealed as f64 / events as f64)
 }
 
-/// Seconds that this thread has run, as Linux counts them.
-fn on_cpu() -> f64 {
-    let schedule = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
-    schedule.split_ascii_whitespace().next().and_then(|ns| ns.parse::<f64>().ok()).expect("nanoseconds") / 1e9
-}
-
 fn load(files: &[String]) -> Vec<Message> {
-    #[derive(serde::Deserialize)]
-    struct Line<'a> {
-        topic: &'a str,
-        #[serde(borrow)]
-        value: &'a serde_json::value::RawValue,
-    }
-    #[derive(serde::Deserialize)]
-    struct Stamped<'a> {
-        #[serde(rename = "@timestamp")]
-        timestamp: &'a str,
-    }
-    let mut messages = Vec::new();
+    let mut loaded = Vec::new();
     for path in files {
-        let mut decoder = zstd::Decoder::new(std::fs::File::open(path).expect("file")).expect("zstd");
-        decoder.window_log_max(27).expect("window");
         let mut arrival_ms = 0;
-        for line in std::io::BufReader::new(decoder).lines() {
-            let line = line.expect("line");
-            let line: Line = serde_json::from_str(&line).expect("envelope");
-            let stamp: Stamped = serde_json::from_str(line.value.get()).expect("@timestamp");
-            arrival_ms = arrival_ms.max(logster_schema::time::parse(stamp.timestamp).expect("a time"));
-            let topic = RawTopic::from_name(line.topic).expect("topic");
-            messages.push(Message { topic, arrival_ms, payload: line.value.get().as_bytes().to_vec() });
-        }
+        messages(path.as_ref(), |topic, time, payload| {
+            arrival_ms = arrival_ms.max(time);
+            loaded.push(Message { topic, arrival_ms, payload: payload.to_vec() });
+            true
+        });
     }
-    messages.sort_by_key(|m| m.arrival_ms);
-    messages
+    loaded.sort_by_key(|m| m.arrival_ms);
+    loaded
 }
