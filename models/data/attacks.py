@@ -114,6 +114,10 @@ def dropper(endpoint):
     finally:
         web.kill()
         web.wait()
+        # What stays behind would start again in time that is labelled benign.
+        for profile in pathlib.Path(f"/proc/{endpoint.init}/root/home").glob("*/.profile"):
+            lines = profile.read_text(encoding="utf-8").splitlines(keepends=True)
+            profile.write_text("".join(line for line in lines if "fontd" not in line), encoding="utf-8")
 
 
 def inject(endpoint, command):

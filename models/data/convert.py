@@ -95,7 +95,7 @@ def traced(raw, streams):
     """The tracer's lines. Returns how many belonged nowhere and how many could not be read."""
     offset = int((raw / "clock").read_text())
     spaces = {s.facts["uts"]: s for s in streams if s.facts["uts"]}
-    born = {}  # process: its endpoint, for containers with a UTS namespace of their own
+    born = {}  # process: its endpoint and when it was seen, for containers with a UTS namespace of their own
     lost = collections.Counter()
     with open(raw / "trace.tsv", encoding="utf-8", errors="replace") as lines:
         for line in lines:
@@ -106,12 +106,13 @@ def traced(raw, streams):
             ns, space, kind, pid, parent = int(field[0]) + offset, int(field[1]), field[2], int(field[3]), int(field[4])
             stream = spaces.get(space)
             if stream is None:
-                stream = spaces[space] = born.get(pid) or born.get(parent)
-                if stream is None:
-                    del spaces[space]
+                # Numbers of processes are used again: only one seen just now is the same process.
+                near = [born[p] for p in (pid, parent) if p in born and abs(ns - born[p][1]) < 2 * 10**9]
+                if not near:
                     lost["nowhere"] += 1
                     continue
-            born[pid] = stream
+                stream = spaces[space] = near[0][0]
+            born[pid] = stream, ns
             if pid == stream.init:
                 continue
             parent = 1 if parent == stream.init else parent

@@ -432,9 +432,10 @@ class Endpoint:
     def emulate(self):
         """One attack in the middle of the recording; its interval goes into the labels."""
         self.pause(0.25 * self.minutes * 60, 0.4 * self.minutes * 60)
-        start = time.time()
+        interval = [time.time(), self.end]
+        self.intervals.append(interval)
         attacks.ATTACKS[self.attack].run(self)
-        self.intervals.append([start, time.time()])
+        interval[1] = min(time.time(), self.end)
 
     def record(self, latest):
         try:

@@ -60,7 +60,7 @@ cp "$work/team.pub" "$mirror/keys/"
 python3 -c 'import json; print(json.dumps({"items": [{"id": n, "name": f"item {n}"} for n in range(400)]}))' >"$mirror/data/sample.json"
 cat >"$mirror/site.yml" <<'PLAY'
 - hosts: all
-  become: "{{ ansible_user_id != 'root' }}"
+  become: true
   tasks:
     - { name: issue, copy: { dest: /etc/issue.net, content: "managed host\n", mode: "0644" } }
     - { name: directory, file: { path: /srv/managed, state: directory, mode: "0755" } }

@@ -97,6 +97,7 @@ class Recordings(unittest.TestCase):
             (ns + 2, 777, "E", 81, 80, 0, "crun", "/bin/sh"),  # a container's own namespace
             (ns + 3, 777, "C", 82, 1, 0, "wget", "10.88.0.1", 0x5000),
             (ns + 4, 999, "E", 500, 499, 0, "stranger", "/bin/true"),
+            (9 * ns, 998, "E", 501, 80, 0, "later", "/bin/true"),  # 80 is another process by now
             (ns + 5, 500, "E", 71, 70, 0, "systemd", "/bin/own"),
             (ns + 6, 500, "O", 80, 71, 0, "sh", 0, ""),
             (ns + 7, 500, "A", 83, 71, 33, "nginx", "10.88.0.1", 0x3930),
