@@ -73,6 +73,23 @@ for platform in windows linux; do
     done
 done
 
+echo "== scoring beside PyTorch Geometric: the same network, the same windows, one core"
+trained=models/.venv/bin/python
+if [ -x "$trained" ]; then
+    if ! cmp -s models/bench-requirements.txt .tools/bench-pyg/requirements.txt; then
+        rm -rf .tools/bench-pyg
+        "$trained" -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+            --target .tools/bench-pyg -r models/bench-requirements.txt
+        cp models/bench-requirements.txt .tools/bench-pyg/requirements.txt
+    fi
+    for platform in windows linux; do
+        "$logster" export-windows --input "$work/$platform" --out "$work/$platform.arrow" --set log.level=error
+        (cd models && PYTHONWARNINGS=ignore PYTHONPATH=../.tools/bench-pyg .venv/bin/python -m trainer.bench "$work/$platform.arrow")
+    done
+else
+    echo "note: no PyTorch at $trained (make train installs it)"
+fi
+
 export LOGSTER_KAFKA_JVM="-XX:+UseG1GC -Xmx1g"
 echo "== Kafka to Kafka, exactly once, one worker, one broker; window close to alert"
 cargo bench --quiet --locked -p logster-dataflow --bench kafka -- "$work/windows"

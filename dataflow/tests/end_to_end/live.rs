@@ -59,7 +59,7 @@ fn as_of_now(dir: &Path, from: i64, to: i64) -> PathBuf {
 }
 
 /// What the same records give when they are played from a file with the arrivals that the broker gave them.
-fn replayed(kafka: &KafkaConfig, dir: &Path) -> (usize, Outputs) {
+pub fn replayed(kafka: &KafkaConfig, dir: &Path, extra: &[&str]) -> (usize, Outputs) {
     #[derive(serde::Serialize)]
     struct Line<'a> {
         topic: &'a str,
@@ -82,7 +82,7 @@ fn replayed(kafka: &KafkaConfig, dir: &Path) -> (usize, Outputs) {
         writeln!(out).unwrap();
     }
     out.flush().unwrap();
-    (records.len(), crate::run_files(&path, &dir.join("replay"), &["-w", "1"]))
+    (records.len(), crate::run_files(&path, &dir.join("replay"), extra))
 }
 
 /// Reads the normalized events as they are committed, and remembers when.
@@ -250,7 +250,7 @@ fn brokers_lost_one_by_one_and_all_at_once() {
     succeed(logster(&["run", "--kafka", cluster.brokers(), "--until-end"]));
 
     let got = Outputs::of_topics(&kafka);
-    let (raw, want) = replayed(&kafka, dir.path());
+    let (raw, want) = replayed(&kafka, dir.path(), &[]);
     println!(
         "{raw} raw records, {} results, {} alerts",
         got.count(OutputTopic::Results),

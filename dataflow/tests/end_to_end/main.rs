@@ -4,6 +4,7 @@
 mod chaos;
 mod faults;
 mod live;
+mod models;
 mod outputs;
 mod overload;
 mod process;

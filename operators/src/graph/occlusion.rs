@@ -11,10 +11,13 @@
 //! edge. With the start of a process goes the process: all it did, and all it started in turn. A node that
 //! loses its last edge goes too. Tokens made of several edges (written and run, lineage) are made anew from what stays.
 //! A pane keeps of each token only the first edge, so a token that a second edge of the pane shows too goes with the first.
+//!
+//! A busy window costs too much to be scored dozens of times, and a verdict rests on a few of its processes: [`core`] makes
+//! panes of these and of what is around them alone.
 
 use rustc_hash::FxHashSet;
 
-use super::{PaneGraph, Relation, WindowGraph};
+use super::{Deferred, NO_EDGE, PaneEdge, PaneGraph, PaneNode, Relation, WindowGraph};
 
 /// What a merge leaves out, by numbers of the whole graph.
 pub(super) struct Deleted {
@@ -87,8 +90,65 @@ impl<'a> Occlusion<'a> {
         let hidden = all.iter().zip(&there).filter(|(_, there)| !**there);
         let deleted = Deleted { edges: hidden.map(|(e, _)| (e.src, e.dst, e.relation)).collect(), nodes: gone };
         let g = self.graph;
-        let graph = WindowGraph::merge_without(g.platform(), g.start_ms(), g.end_ms(), self.panes, Some(&deleted));
+        let (graph, _) = WindowGraph::merge_without(g.platform(), g.start_ms(), g.end_ms(), self.panes, Some(&deleted));
         let nodes = (0..g.num_nodes()).filter(|at| !deleted.nodes[*at as usize]).collect();
         Remainder { graph, nodes, edges: there }
+    }
+}
+
+/// The panes of a window with nothing but the nodes of `keep`, one a node of `graph`, which is their merge, and what is
+/// between these nodes. Merged they number nodes and edges in the order of `graph`. Nodes keep all of their tokens;
+/// what is told of the window as a whole (techniques, peers, addresses) is left out.
+pub fn core(graph: &WindowGraph, panes: &[&PaneGraph], keep: &[bool]) -> Vec<PaneGraph> {
+    let (_, numbers) = WindowGraph::merge_without(graph.platform(), graph.start_ms(), graph.end_ms(), panes, None);
+    panes.iter().zip(numbers).map(|(pane, numbers)| pane.only(|node| keep[numbers[node as usize] as usize])).collect()
+}
+
+impl PaneGraph {
+    /// The pane with the nodes that `keep` names by number.
+    fn only(&self, keep: impl Fn(u32) -> bool) -> Self {
+        let mut nodes: Vec<PaneNode> = Vec::new();
+        let (mut tokens, mut token_edges) = (Vec::new(), Vec::new());
+        let mut number = vec![u32::MAX; self.nodes.len()];
+        let both = |e: &PaneEdge| keep(e.src) && keep(e.dst);
+        let mut edge_number = vec![NO_EDGE; self.edges.len()];
+        for (new, (at, _)) in self.edges.iter().enumerate().filter(|(_, e)| both(e)).enumerate() {
+            edge_number[at] = u16::try_from(new).unwrap_or(NO_EDGE);
+        }
+        let mut start = 0;
+        for (at, node) in self.nodes.iter().enumerate() {
+            let of = start..node.tokens_end as usize;
+            start = of.end;
+            if !keep(at as u32) {
+                continue;
+            }
+            number[at] = nodes.len() as u32;
+            tokens.extend_from_slice(&self.tokens[of.clone()]);
+            let edge = |e: &u16| edge_number.get(*e as usize).copied().unwrap_or(NO_EDGE);
+            token_edges.extend(self.token_edges[of].iter().map(edge));
+            nodes.push(PaneNode { tokens_end: tokens.len() as u32, ..node.clone() });
+        }
+        let new = |node: u32| number[node as usize];
+        let edges = self.edges.iter().filter(|e| both(e));
+        let deferred = self.deferred.iter().filter(|d| [d.parent, d.child, d.on].into_iter().all(&keep));
+        let attributes = self.attributes.iter().filter(|(node, ..)| keep(*node));
+        Self {
+            base_ms: self.base_ms,
+            events: self.events,
+            edges: edges.map(|e| PaneEdge { src: new(e.src), dst: new(e.dst), ..*e }).collect(),
+            tokens: tokens.into(),
+            token_edges: token_edges.into(),
+            sets: self.sets.clone(),
+            set_ends: self.set_ends.clone(),
+            deferred: deferred
+                .map(|d| Deferred { parent: new(d.parent), child: new(d.child), on: new(d.on), set: d.set })
+                .collect(),
+            attributes: attributes.map(|&(node, a, text)| (new(node), a, text)).collect(),
+            findings: Box::default(),
+            peers: Box::default(),
+            local_addresses: Box::default(),
+            text: self.text.clone(),
+            nodes: nodes.into(),
+        }
     }
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::features::{Tensors, tensors};
-use crate::graph::occlusion::Occlusion;
+use crate::graph::occlusion::{Occlusion, core};
 
 pub(crate) const START: TimeMs = 1_800_000_000_000;
 const SHELL: &str = r"C:\Windows\System32\cmd.exe";
@@ -32,8 +32,8 @@ fn guid(n: u8) -> String {
     format_guid(0x1000 + u128::from(n))
 }
 
-/// The window of `observations`, sealed as panes that end at `cuts` (ms from the start).
-pub(crate) fn window(observations: &[Observation], cuts: &[i64]) -> WindowGraph {
+/// `observations` sealed as panes that end at `cuts` (ms from the start).
+fn panes(observations: &[Observation], cuts: &[i64]) -> Vec<PaneGraph> {
     let mut rest = observations;
     let mut panes = Vec::new();
     for cut in cuts.iter().chain([&i64::MAX]) {
@@ -41,6 +41,12 @@ pub(crate) fn window(observations: &[Observation], cuts: &[i64]) -> WindowGraph 
         panes.push(PaneGraph::seal(Platform::Windows, &rest[..end]));
         rest = &rest[end..];
     }
+    panes
+}
+
+/// The window of these panes.
+pub(crate) fn window(observations: &[Observation], cuts: &[i64]) -> WindowGraph {
+    let panes = panes(observations, cuts);
     WindowGraph::merge(Platform::Windows, START, START + 180_000, &panes.iter().collect::<Vec<_>>())
 }
 
@@ -356,6 +362,37 @@ proptest! {
         prop_assert_eq!(whole.findings(), cut.findings());
         prop_assert_eq!(whole.peers(), cut.peers());
         prop_assert_eq!(named(&whole), named(&cut));
+    }
+
+    /// A part of a window has the chosen nodes and all edges between them, in the order of the whole.
+    #[test]
+    fn a_part_keeps_the_order_of_the_whole(
+        events in proptest::collection::vec(event(), 0..40),
+        mut cuts in proptest::collection::vec(0i64..180_000, 0..6),
+        chosen in any::<u64>(),
+    ) {
+        cuts.sort_unstable();
+        let panes = panes(&log_of(&events), &cuts);
+        let panes: Vec<&PaneGraph> = panes.iter().collect();
+        let merge = |panes: &[&PaneGraph]| WindowGraph::merge(Platform::Windows, START, START + 180_000, panes);
+        let part = |keep: &[bool]| {
+            let panes = core(&merge(&panes), &panes, keep);
+            merge(&panes.iter().collect::<Vec<_>>())
+        };
+        let whole = merge(&panes);
+        let all = vec![true; whole.num_nodes() as usize];
+        prop_assert_eq!(comparable(&part(&all)), comparable(&whole));
+        let keep: Vec<bool> = (0..whole.num_nodes()).map(|at| chosen >> (at % 64) & 1 == 1).collect();
+        let part = part(&keep);
+        let kept: Vec<u32> = (0..whole.num_nodes()).filter(|at| keep[*at as usize]).collect();
+        prop_assert_eq!(part.num_nodes() as usize, kept.len());
+        for (at, of) in kept.iter().enumerate() {
+            let (mine, of) = (part.node(at as u32), whole.node(*of));
+            prop_assert_eq!((mine.kind(), mine.label(), mine.guid()), (of.kind(), of.label(), of.guid()));
+        }
+        let between = whole.edges().iter().filter(|e| keep[e.src as usize] && keep[e.dst as usize]).copied();
+        let renamed = part.edges().iter().map(|e| Edge { src: kept[e.src as usize], dst: kept[e.dst as usize], ..*e });
+        prop_assert_eq!(renamed.collect::<Vec<_>>(), between.collect::<Vec<_>>());
     }
 
     /// The union of graphs is their tensors one after the other.

@@ -100,17 +100,18 @@ pub struct WindowGraph {
 impl WindowGraph {
     /// Merges `panes`, given in time order, into the window `[start_ms, end_ms)`.
     pub fn merge(platform: Platform, start_ms: TimeMs, end_ms: TimeMs, panes: &[&PaneGraph]) -> Self {
-        Self::merge_without(platform, start_ms, end_ms, panes, None)
+        Self::merge_without(platform, start_ms, end_ms, panes, None).0
     }
 
-    /// The merge of `panes` without what is `deleted`, which names nodes by their numbers in the whole graph.
+    /// The merge of `panes` without what is `deleted`, which names nodes by their numbers in the whole graph; and for
+    /// each pane the numbers that its nodes have there.
     pub(super) fn merge_without(
         platform: Platform,
         start_ms: TimeMs,
         end_ms: TimeMs,
         panes: &[&PaneGraph],
         deleted: Option<&Deleted>,
-    ) -> Self {
+    ) -> (Self, Vec<Vec<u32>>) {
         let mut merge = Merge { deleted, ..Merge::default() };
         let mut graph = Self {
             start_ms,
@@ -131,8 +132,9 @@ impl WindowGraph {
         for (number, pane) in panes.iter().enumerate() {
             merge.pane(&mut graph, number as u16, pane);
         }
+        let numbers = std::mem::take(&mut merge.numbers);
         merge.finish(&mut graph);
-        graph
+        (graph, numbers)
     }
 
     /// Start of the window, inclusive.
@@ -383,6 +385,8 @@ struct Merge<'a> {
     deleted: Option<&'a Deleted>,
     by_key: FxHashMap<(NodeKind, [u64; 2]), u32>,
     by_pid: FxHashMap<u32, u32>,
+    /// For each pane the merged numbers of its nodes.
+    numbers: Vec<Vec<u32>>,
     deferred: Vec<(u32, u32, u32, u32)>,
     sets: Vec<Vec<TokenId>>,
     peers: Vec<Peer>,
@@ -447,6 +451,7 @@ impl Merge<'_> {
             first_seen: time(p.first),
         }));
         self.local.extend(pane.local_addresses.iter().map(|&a| pane.text(a).to_owned()));
+        self.numbers.push(renamed);
     }
 
     fn find_or_add(&mut self, graph: &mut WindowGraph, node: &super::PaneNode, first_ms: TimeMs) -> u32 {

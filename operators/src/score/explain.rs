@@ -10,11 +10,13 @@
 //! maximum over processes: with the worst one gone, the second worst holds it up. So edges are taken one by one. Each round
 //! looks at the process that is worst in what is left, tries its edges (and those next to it) each by its deletion
 //! ([`Occlusion`]), and takes the one that lowers the probability most. Rounds end when the verdict is gone and nothing lowers
-//! it further; the runners-up of the first round follow. At most `ROUNDS * CANDIDATES` small graphs are scored for one detection.
+//! it further; the runners-up of the first round follow. At most `ROUNDS * CANDIDATES` graphs are scored for one detection,
+//! and none of more than `CORE` nodes: of a larger window only what is nearest to its suspicious processes is looked at, so
+//! that a detection costs the same however busy its host is.
 
 use std::cmp::Ordering;
 
-use crate::graph::occlusion::{Occlusion, Remainder};
+use crate::graph::occlusion::{Occlusion, Remainder, core};
 use crate::graph::{Edge, PaneGraph, Relation, WindowGraph};
 use crate::score::GraphScore;
 
@@ -31,8 +33,64 @@ const LINE: usize = 4;
 /// Edges named at most.
 const NAMED: usize = 24;
 
+/// Nodes of the part of a window that is looked at.
+const CORE: usize = 48;
+/// Nodes that suspicious as this, as a share of the most suspicious, have their surroundings looked at.
+const SUSPICIOUS: f32 = 0.5;
+
 /// Ranks the edges that `base`, the score of `graph`, rests on; `model` scores a batch.
 pub(super) fn explain(
+    graph: &WindowGraph,
+    panes: &[&PaneGraph],
+    base: &GraphScore,
+    mut model: impl FnMut(&[&WindowGraph]) -> Vec<Result<GraphScore, String>>,
+) -> Vec<(u32, f64)> {
+    if graph.num_nodes() as usize <= CORE {
+        return rank(graph, panes, base, model);
+    }
+    let keep = nearest(graph, &base.node_score);
+    let panes = core(graph, panes, &keep);
+    let panes: Vec<&PaneGraph> = panes.iter().collect();
+    let part = WindowGraph::merge(graph.platform(), graph.start_ms(), graph.end_ms(), &panes);
+    let Some(Ok(base)) = model(&[&part]).pop() else { return Vec::new() };
+    let between = |e: &Edge| keep[e.src as usize] && keep[e.dst as usize];
+    let edges = graph.edges().iter().enumerate().filter(|(_, e)| between(e));
+    let whole: Vec<u32> = edges.map(|(at, _)| at as u32).collect();
+    rank(&part, &panes, &base, model).into_iter().map(|(edge, weight)| (whole[edge as usize], weight)).collect()
+}
+
+/// The [`CORE`] nodes that are nearest to suspicious ones, themselves included. No way leads through a program that starts
+/// unrelated things.
+fn nearest(graph: &WindowGraph, score: &[f32]) -> Vec<bool> {
+    let mut next: Vec<Vec<u32>> = vec![Vec::new(); graph.num_nodes() as usize];
+    for edge in graph.edges() {
+        next[edge.src as usize].push(edge.dst);
+        next[edge.dst as usize].push(edge.src);
+    }
+    let most = score.iter().copied().fold(0.0, f32::max);
+    let mut reached: Vec<u32> = (0..graph.num_nodes()).filter(|at| score[*at as usize] >= SUSPICIOUS * most).collect();
+    reached.sort_by(|a, b| score[*b as usize].total_cmp(&score[*a as usize]).then(a.cmp(b)));
+    reached.truncate(CORE);
+    let mut keep = vec![false; next.len()];
+    reached.iter().for_each(|at| keep[*at as usize] = true);
+    let mut at = 0;
+    while at < reached.len() && reached.len() < CORE {
+        let node = reached[at];
+        at += 1;
+        if graph.node(node).is_hub() && score[node as usize] < SUSPICIOUS * most {
+            continue;
+        }
+        for &neighbour in &next[node as usize] {
+            if reached.len() < CORE && !std::mem::replace(&mut keep[neighbour as usize], true) {
+                reached.push(neighbour);
+            }
+        }
+    }
+    keep
+}
+
+/// [`explain`] of a window small enough.
+fn rank(
     graph: &WindowGraph,
     panes: &[&PaneGraph],
     base: &GraphScore,
@@ -121,7 +179,7 @@ fn candidates(graph: &WindowGraph, left: &Left, attention: &[(f32, f32)], worst:
     {
         line.push(start.src);
     }
-    let rank = |at: usize, e: &Edge| {
+    let weight = |at: usize, e: &Edge| {
         let near = match () {
             () if e.relation == Relation::Spawned && line.contains(&e.dst) => 2.0,
             () if e.src == worst || e.dst == worst => 1.0,
@@ -134,7 +192,7 @@ fn candidates(graph: &WindowGraph, left: &Left, attention: &[(f32, f32)], worst:
         near * 4.0 + left.node_score[e.src as usize].max(left.node_score[e.dst as usize]) + signs + attention / 4.0
     };
     let edges = graph.edges().iter().enumerate().filter(|(at, _)| left.edges[*at]);
-    let mut ranked: Vec<(f32, u32)> = edges.map(|(at, e)| (rank(at, e), at as u32)).collect();
+    let mut ranked: Vec<(f32, u32)> = edges.map(|(at, e)| (weight(at, e), at as u32)).collect();
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     ranked.truncate(CANDIDATES);
     ranked.into_iter().map(|(_, at)| at).collect()
