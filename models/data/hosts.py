@@ -334,15 +334,19 @@ class Endpoint:
         self.process.stdin.close()
         wait_for(lambda: os.path.exists(f"/proc/{self.init}/root/run/booted"), 600)
 
-    def stop(self):
+    def kill(self):
+        """Process 1 takes all of the endpoint's with it."""
         if self.process:
-            for pid in (self.init, self.process.pid):  # process 1 takes all of the endpoint's with it
-                if pid:
-                    try:
+            for pid in (self.init, self.process.pid):
+                try:
+                    if pid:
                         os.kill(pid, signal.SIGKILL)
-                    except ProcessLookupError:
-                        pass
-            self.process.wait(30)
+                except ProcessLookupError:
+                    pass
+
+    def remove(self):
+        if self.process:
+            self.process.wait(60)
         shutil.rmtree(self.directory, ignore_errors=True)
         self.log.close()
 
@@ -541,10 +545,12 @@ def main():
         for thread in threads:
             thread.join()
     finally:
-        for endpoint in endpoints:
-            endpoint.stop()
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "hosts.json").write_text(json.dumps([e.facts() for e in endpoints], indent=1))
+        for endpoint in endpoints:
+            endpoint.kill()
+        for endpoint in endpoints:
+            endpoint.remove()
     failed = [(e.name, e.errors) for e in endpoints if e.errors]
     print(time.strftime("%H:%M:%S"), "ended;", failed or "no errors", flush=True)
 

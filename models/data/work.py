@@ -121,7 +121,11 @@ CHANGE = [
         "sudo etckeeper commit 'change {n}' | tail -1",
     ],
     ["sudo ln -sfn /srv/copy /srv/current", "readlink -f /srv/current"],
-    ["sudo setcap cap_net_bind_service=+ep /usr/bin/socat", "getcap /usr/bin/socat", "sudo setcap -r /usr/bin/socat"],
+    [
+        "sudo setcap cap_net_bind_service=+ep /usr/bin/socat",
+        "sudo getcap /usr/bin/socat",
+        "sudo setcap -r /usr/bin/socat",
+    ],
     [
         "sudo dd if=/dev/zero of=/srv/test{n}.img bs=1M count=4 status=none",
         "sudo mkfs.ext4 -q -F /srv/test{n}.img; file /srv/test{n}.img; sudo rm /srv/test{n}.img",
@@ -199,6 +203,7 @@ def packages(rng):
         "whois",
     ]
     get = "sudo DEBIAN_FRONTEND=noninteractive apt-get -y -q"
+    yield Task("admin", command="sudo apt-get -q update", pause=(5, 90))
     while True:
         some = rng.sample(names, rng.randint(1, 3))
         yield Task(
@@ -286,7 +291,7 @@ def developer(rng):
                             "sed -i 's/TODO/DONE/' NOTES.md; git diff | head -20; git checkout -q NOTES.md",
                         ],
                         [
-                            f"vim -es -c 'normal Gohello {name}' -c wq NOTES.md; git diff --stat; git stash -q; git stash drop -q"
+                            f"vi -es -c 'normal Gohello {name}' -c wq NOTES.md; git diff --stat; git stash -q; git stash drop -q"
                         ],
                         [
                             "mkdir -p build && cd build && cmake .. >/dev/null && make && ctest 2>&1 | tail -3; cd ..; rm -rf build"
@@ -414,7 +419,7 @@ def backups(rng):
                 [
                     f"sudo borg create --stats /srv/borg::a{n} /etc /home 2>&1 | tail -3; sudo borg prune --keep-last 4 /srv/borg",
                     "sudo borg list /srv/borg | tail -2; sudo borg check --repository-only /srv/borg",
-                    "sudo sh -c 'cd /tmp && borg extract --dry-run /srv/borg::$(borg list --short /srv/borg | tail -1)'",
+                    "sudo sh -c 'cd /tmp && borg extract --dry-run /srv/borg::$(borg list --short --last 1 /srv/borg)'",
                     "sudo rsync -aH --delete --exclude=.cache /home/ /srv/mirror-copy/home/; sudo rsync -a --stats /etc/ /srv/mirror-copy/etc/ | tail -3",
                     f"sudo tar -cpf - /etc /var/lib/dpkg/status 2>/dev/null | zstd -q -3 > ~/full-{n}.tar.zst; ls -l ~/full-{n}.tar.zst; rm ~/full-{n}.tar.zst",
                     "mkdir -p ~/restore; sudo tar -xzf $(ls -1t /var/backups/config/etc-*.gz 2>/dev/null | head -1) -C ~/restore 2>/dev/null; diff -rq ~/restore/etc /etc 2>/dev/null | head -3; sudo rm -rf ~/restore",

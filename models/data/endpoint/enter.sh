@@ -19,6 +19,7 @@ for shared in sys irq bus sysrq-trigger; do
     mount -o remount,bind,ro "$root/proc/$shared"
 done
 mount -t sysfs -o ro sysfs "$root/sys"
+mount -t tmpfs tmpfs "$root/sys/fs/cgroup" # container programs look for one, and work without it
 mount -t tmpfs -o mode=755,size=64m tmpfs "$root/dev"
 while read -r node major minor; do
     mknod -m 666 "$root/dev/$node" c "$major" "$minor"
