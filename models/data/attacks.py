@@ -99,7 +99,7 @@ def dropper(endpoint):
     )
     try:
         if endpoint.role in ("web", "shop") and rng.random() < 0.4:
-            inject(endpoint, fetch)
+            inject(endpoint, fetch.replace("$HOME", "/var/tmp"))  # a web server's account has no home to write to
         else:
             endpoint.type(
                 rng.choice(["dev", "svc", "admin"]),
@@ -121,7 +121,7 @@ def dropper(endpoint):
 
 
 def inject(endpoint, command):
-    quoted = urllib.parse.quote(f"127.0.0.1{endpoint.rng.choice([';', '|', '&&'])}{command}")
+    quoted = urllib.parse.quote("127.0.0.1" + endpoint.rng.choice([";", "|", "\n"]) + command)
     endpoint.ask(f"/app/diag?host={quoted}")
 
 
