@@ -3,12 +3,14 @@
 # seen, and writes the report. Interrupted, it goes on where it stopped.
 #
 #   LOGSTER_CORPUS  folder with windows/ and linux/ (default ../shared/corpus)
-#   MODEL_VERSION   version of the packages (default 5; count on when data or recipe change: ids of results hold it)
-#   MODEL_SEEDS     seeds per model (default 5)
-#   MODEL_GAT       platforms whose package holds a trained GAT beside the linear head (default "windows":
-#                   on Linux it has not been evaluated yet)
-#   MODEL_FEEDBACK  folder of `logster export-feedback`: alerts that analysts decided on, to train on as well
-#   MODEL_THREADS   threads of PyTorch (default 1: repeats bit for bit)
+#   MODEL_VERSION     version of the packages (default 6; count on when data or recipe change: ids of results hold it)
+#   MODEL_SEEDS       seeds per model (default 5)
+#   MODEL_GAT         platforms whose package holds a trained GAT beside the linear head (default "windows")
+#   MODEL_FEEDBACK    folder of `logster export-feedback`: alerts that analysts decided on, to train on as well
+#   MODEL_BACKGROUND  folder of recordings of ordinary Linux work with their labels.json (models/data/ makes them): of what
+#                     is benign in them every other recording trains, the rest tells the rate of false alerts
+#   MODEL_JOBS        trainings and plays at a time (default: the cores; nothing depends on it)
+#   MODEL_THREADS     threads of one training (default 1: repeats bit for bit; with more, one training at a time)
 set -euo pipefail
 
 models=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -18,6 +20,7 @@ work=$models/.work
 venv=$models/.venv
 python=$venv/bin/python
 threads=${MODEL_THREADS:-1}
+jobs=${MODEL_JOBS:-$(nproc)}
 
 [ -d "$corpus/windows" ] && [ -d "$corpus/linux" ] || {
     echo "no corpus at $corpus: set LOGSTER_CORPUS to a folder with windows/ and linux/" >&2
@@ -41,25 +44,35 @@ cd "$models"
 export OMP_NUM_THREADS=$threads
 "$python" -m unittest discover -s tests -t .
 
-for platform in windows linux; do
-    windows=$work/$platform.arrow
-    # The export is made anew when the program or the labels change.
-    if ! sha256sum --check --status "$windows.sha256" 2>/dev/null; then
-        views=()
-        [ "$platform" = linux ] && views=(--views)
-        "$logster" export-windows --input "$corpus/$platform" --out "$windows" "${views[@]}"
-        sha256sum "$logster" "$corpus/$platform/labels.json" "$windows" >"$windows.sha256"
+# exported NAME FOLDER [OPTION...]: the windows of the captures in FOLDER as $work/NAME.arrow, made anew when the program
+# or the recordings change.
+exported() {
+    local out=$work/$1.arrow folder=$2
+    shift 2
+    if ! sha256sum --check --status "$out.sha256" 2>/dev/null || [ "$(find "$folder" -newer "$out.sha256" -type f | wc -l)" != 0 ]; then
+        "$logster" export-windows --input "$folder" --out "$out" "$@"
+        sha256sum "$logster" "$out" >"$out.sha256"
     fi
-    feedback=()
-    [ -n "${MODEL_FEEDBACK:-}" ] && feedback=(--feedback "$MODEL_FEEDBACK")
-    gat=(--linear-only)
-    [[ " ${MODEL_GAT:-windows} " == *" $platform "* ]] && gat=()
-    nice "$python" -m trainer.train --platform "$platform" --windows "$windows" \
-        --labels "$corpus/$platform/labels.json" --work "$work/$platform" --package "packages/$platform" \
-        --version "${MODEL_VERSION:-5}" --seeds "${MODEL_SEEDS:-5}" --threads "$threads" "${gat[@]}" "${feedback[@]}"
-done
-# The product judges: each fold's recordings with the package that has not seen them.
+}
+
 for platform in windows linux; do
-    nice "$python" -m trainer.backtest --platform "$platform" --logster "$logster" --corpus "$corpus/$platform" --work "$work/$platform"
+    options=()
+    [ "$platform" = linux ] && options=(--views)
+    exported "$platform" "$corpus/$platform" "${options[@]}"
+    options=()
+    [[ " ${MODEL_GAT:-windows} " == *" $platform "* ]] || options+=(--linear-only)
+    [ -n "${MODEL_FEEDBACK:-}" ] && options+=(--feedback "$MODEL_FEEDBACK")
+    if [ "$platform" = linux ] && [ -n "${MODEL_BACKGROUND:-}" ]; then
+        exported background "$MODEL_BACKGROUND" --views
+        options+=(--background "$work/background.arrow" --background-labels "$MODEL_BACKGROUND")
+    fi
+    nice "$python" -m trainer.train --platform "$platform" --windows "$work/$platform.arrow" \
+        --labels "$corpus/$platform/labels.json" --work "$work/$platform" --package "packages/$platform" \
+        --version "${MODEL_VERSION:-6}" --seeds "${MODEL_SEEDS:-5}" --threads "$threads" --jobs "$jobs" "${options[@]}"
+done
+# The product judges: each fold's recordings with the packages that have not seen them.
+for platform in windows linux; do
+    nice "$python" -m trainer.backtest --platform "$platform" --logster "$logster" --corpus "$corpus/$platform" \
+        --work "$work/$platform" --jobs "$jobs"
 done
 "$python" -m trainer.report --work "$work" --out reports

@@ -19,8 +19,8 @@ def detector(**shape) -> Detector:
     d.linear.power.fill_(0.25)
     d.gain.copy_(torch.tensor([0.8, 1.2]))
     d.offset.fill_(-0.3)
-    d.calibration.knots.copy_(torch.tensor([-30.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0]))
-    d.calibration.slopes.copy_(torch.tensor([0.1, 0.5, 1.0, -1.0, 0.2, 0.4, -0.3]))
+    d.calibration.knots.copy_(torch.tensor([-30.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0]))
+    d.calibration.slopes.copy_(torch.tensor([0.1, 0.5, 0.3, -0.2, 1.0, -1.0, 0.2, 0.4, -0.3, 0.1]))
     d.calibration.offset.fill_(-4.0)
     for layer in d.gat.layers:
         torch.nn.init.normal_(layer.relation, std=0.5)

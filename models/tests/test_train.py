@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import tomllib
 import unittest
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 
 from tests import synthetic
-from trainer import backtest, calibrate, fit, linear, report, train
-from trainer.data import AMBIGUOUS, BENIGN, MALICIOUS, load_labels, read, read_feedback
+from trainer import backtest, calibrate, fit, folds, linear, report, train
+from trainer.data import AMBIGUOUS, BENIGN, MALICIOUS, load_labels, read, read_feedback, read_more
 from trainer.evaluate import Scored, calibration_error, roc_auc
 from trainer.net import Shape
 from trainer.package import reference, session
@@ -108,7 +109,7 @@ class TrainTest(unittest.TestCase):
 
     def report(self, platform: str, windows):
         # What the product would say, if it gave every window the probability that its label asks for.
-        verdicts = [[w.recording, w.host, w.start_ms, w.end_ms, 0.9 if w.label == MALICIOUS else 0.1] for w in windows]
+        verdicts = [[w.recording, w.host, w.start_ms, w.end_ms, 0.9 if w.label == MALICIOUS else 0.1, False] for w in windows]
         labels = load_labels(self.path / "labels.json")
         rows = [
             {"id": r, "detected": True if any(l.attack.values()) else None, "seconds_to_detect": 30.0 if any(l.attack.values()) else None, "false_alerts": 0, "benign_endpoint_hours": 0.1}
@@ -165,6 +166,55 @@ class TrainTest(unittest.TestCase):
         _, data, chosen = fitted.call_args_list[0].args
         names = {w.recording for w in read_feedback(folder, "windows")}
         self.assertTrue(names and chosen[-1], "what was decided on is among what is learned from")
+
+    def test_recordings_of_ones_own_train_but_for_what_is_held_out(self):
+        self.corpus(linux=True)
+        folder = self.path / "background"
+        (folder / "a").mkdir(parents=True)
+        # Of six, three are attacked: `a0`, `a2`, `a4`, as in the corpus.
+        arrow, labels = synthetic.write(folder, recordings=6, linux=True, name="more-")
+        labels.rename(folder / "a" / "labels.json")
+        windows, known = read_more(arrow, folder)
+        self.assertEqual(({w.view for w in windows}, {w.label for w in windows}), ({"more all"}, {BENIGN, MALICIOUS}))
+        with mock.patch.object(linear, "fit", wraps=linear.fit) as fitted:
+            figures = self.run_main("linux", "--linear-only", "--background", str(arrow), "--background-labels", str(folder))
+        self.assertEqual(figures["rows"]["linear head, family-out"]["scenarios"], 3)
+        self.assertEqual((figures["background"]["recordings"], figures["background"]["false_alerts_at_0.7"]), (1, 0))
+        everything = read(self.path / "windows.arrow", load_labels(self.path / "labels.json")) + windows
+        for call in fitted.call_args_list:
+            _, data, chosen = call.args
+            learned = {everything[w].recording for w in set(data.window[chosen])}
+            self.assertNotIn("more-3", learned)
+            self.assertLessEqual({"more-1", "more-5"}, learned)
+            for k in (0, 2, 4):
+                self.assertEqual(f"more-{k}" in learned, f"r{k}" in learned, "an attack like a tested one must not train")
+
+    def test_variants_of_an_attack_are_of_its_group(self):
+        self.assertEqual([folds.family_of(a) for a in ("cron_beacon_service", "cron_beacon", "dropper_web", "a0")], ["implant", "implant", "implant", "a0"])
+
+    def test_a_student_says_what_its_teachers_say(self):
+        windows = self.corpus(recordings=4)
+        teachers = [fit.train(windows, TINY, seed) for seed in (1, 2)]
+        said = fit.opinions(teachers, windows)
+        self.assertEqual([len(s) for s in said], [len(w.graph.node_type) for w in windows])
+        with torch.no_grad():
+            alone = torch.stack([t(windows[3].graph)[0] for t in teachers]).mean(0)
+        np.testing.assert_allclose(said[3], torch.sigmoid(alone).numpy(), atol=1e-6)
+        # Teachers that were taught the contrary: with their opinion alone, so is the student.
+        lie = lambda w: replace(w, label=BENIGN if w.label == MALICIOUS else w.label, node_label=np.zeros_like(w.node_label))  # noqa: E731
+        long = replace(TINY, epochs=20)
+        liars = [fit.train([lie(w) for w in windows], long, 1)]
+        believed = fit.score(fit.train(windows, replace(long, opinion=1.0), 3, liars), windows)[0]
+        doubted = fit.score(fit.train(windows, replace(long, opinion=0.0), 3, liars), windows)[0]
+        label = np.array([w.label for w in windows])
+        self.assertGreater(np.median(doubted[label == MALICIOUS]), np.median(believed[label == MALICIOUS]) + 1)
+
+    def test_results_do_not_depend_on_the_number_of_jobs(self):
+        self.corpus(recordings=4)
+        one = self.run_main("windows")
+        shutil.rmtree(self.path / "work")
+        self.assertEqual(self.run_main("windows", "--jobs", "2"), one)
+        self.assertEqual({"boosting, family-out", "untyped net, seed 0", "distilled gat"} - set(one["rows"]), set())
 
     def test_the_reference_counts_benign_windows_by_the_products_bins(self):
         windows = self.corpus()

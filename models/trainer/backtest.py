@@ -3,10 +3,12 @@ saw nothing of it, and the folds' verdicts are put together.
 
     python -m trainer.backtest --platform windows --logster BIN --corpus DIR --work DIR
 
-- Input: the packages of the folds that `trainer.train` left in the work folder, and the corpus.
+- Input: the packages of the folds that `trainer.train` left in the work folder, one set for what ships and one for each
+  seed, and the corpus.
 - Output: `backtest.json` in the work folder: for each way of leaving out, the product's own count of detections
   and false alerts at its threshold, and the figures over all thresholds from the verdicts that it wrote.
 - On Linux also with one input alone: the other's records are taken out of the captures.
+- The strictest way also with the example rules (`deploy/rules`) beside the model.
 - The strictest way also under other names (`trainer.scramble`): what a model knows of the laboratory is no help there.
 - A fold is played again only when its package, the program or the labels have changed.
 """
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +37,11 @@ from .evaluate import BUDGETS, Scored, calibration_error, roc_auc
 from .scramble import Scramble
 
 ROOT = Path(__file__).resolve().parents[2]
-#: What is played: everything, one input alone, or everything under other names.
-SCRAMBLED = "scrambled"
-VIEWS = {"all": None, "auditd": re.compile('"topic": ?"linux-auditd'), "ebpf": re.compile('"topic": ?"linux-ebpf'), SCRAMBLED: None}
+#: What is played: everything, one input alone, everything under other names, or everything with rules beside the model.
+SCRAMBLED, RULES = "scrambled", "rules"
+ONE_INPUT = {"auditd": re.compile('"topic": ?"linux-auditd'), "ebpf": re.compile('"topic": ?"linux-ebpf')}
+#: What a window counts as in which a rule raised a detection: above every probability, as in the product.
+RULE_SCORE = 2.0
 
 
 @dataclass
@@ -52,6 +57,8 @@ class Verdict:
     kind: str
     full: bool
     probability: float
+    #: A rule of level high or above matched anew.
+    raised: bool = False
 
     @property
     def segment(self) -> str:
@@ -81,7 +88,7 @@ def play(logster: Path, corpus: Path, raw: dict[str, dict], recordings: list[str
         shutil.copytree(ROOT / "models" / "packages" / other, packages / other)
         for recording in recordings:
             name = f"{recording}.ndjson.zst"
-            if view == "all":
+            if view in ("all", RULES):
                 (captures / name).symlink_to((corpus / name).resolve())
                 labels.append(raw[recording])
                 continue
@@ -91,11 +98,13 @@ def play(logster: Path, corpus: Path, raw: dict[str, dict], recordings: list[str
                     out.writelines(map(scramble.text, unpacked(corpus / name)))
                     labels.append(scramble.label(raw[recording]))
                 else:
-                    out.writelines(line for line in unpacked(corpus / name) if VIEWS[view].search(line, 0, 80))
+                    out.writelines(line for line in unpacked(corpus / name) if ONE_INPUT[view].search(line, 0, 80))
                     labels.append(raw[recording])
         (captures / "labels.json").write_text(json.dumps(labels))
         command = [logster, "backtest", "--input", captures, "--report", root / "report.json", "--out", root / "out"]
         command += ["--set", f"model.packages={packages}"]
+        if view == RULES:
+            command += ["--set", "rules.paths=deploy/rules"]
         # From the root of the repository, where the product finds ONNX Runtime.
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=ROOT)
         if done.returncode != 0:
@@ -106,17 +115,18 @@ def play(logster: Path, corpus: Path, raw: dict[str, dict], recordings: list[str
             for line in results:
                 r = json.loads(line)
                 r = r.get("value", r)
-                verdicts.append([r["tenant_id"], r["endpoint_id"], to_ms(r["window_start"]), to_ms(r["window_end"]), r["attack_prob"]])
+                raised = any(m.get("new", 0) > 0 and m["level"] in ("high", "critical") for m in r.get("rules", ()))
+                verdicts.append([r["tenant_id"], r["endpoint_id"], to_ms(r["window_start"]), to_ms(r["window_end"]), r["attack_prob"], raised])
     return {"rows": report["scenarios"], "verdicts": verdicts, "labels": labels if view == SCRAMBLED else None}
 
 
 def judged(labels: dict[str, Labels], verdicts: list[list]) -> list[Verdict]:
     out = []
-    for recording, host, start, end, probability in verdicts:
+    for recording, host, start, end, probability, raised in verdicts:
         known = labels[recording]
         label, kind = known.of_window(host, start, end)
         full = known.start <= start and end <= known.end
-        out.append(Verdict(recording, host, known.family, start, end, label, kind, full, probability))
+        out.append(Verdict(recording, host, known.family, start, end, label, kind, full, probability, raised))
     return out
 
 
@@ -138,6 +148,7 @@ def recording_probe(verdicts: list[Verdict]) -> tuple[float, float]:
 def figures(platform: str, labels: dict[str, Labels], rows: list[dict], verdicts: list[Verdict]) -> dict:
     scored = Scored(verdicts)
     p = np.array([v.probability for v in verdicts])
+    counts = np.where([v.raised for v in verdicts], RULE_SCORE, p)
     label = np.array([v.label for v in verdicts])
     kept = np.array([v.label != AMBIGUOUS and not v.snippet for v in verdicts])
     counted = np.array([v.full if platform == "linux" else not v.snippet for v in verdicts])
@@ -157,15 +168,16 @@ def figures(platform: str, labels: dict[str, Labels], rows: list[dict], verdicts
         "false_alerts_at_0.7": sum(r["false_alerts"] for r in rows),
         "missed_at_0.7": sorted(r["id"] for r in attacked if not r["detected"]),
         "median_seconds_to_detect": float(np.median(seconds)) if seconds else None,
-        "curve": scored.curve(p),
+        "curve": scored.curve(counts),
         "budgets": list(BUDGETS),
+        "rules_alone": [int((scored.peaks(counts) >= RULE_SCORE).sum()), scored.false_alerts(counts, RULE_SCORE)],
         "transfer": list(scored.transfer(p, 2)),
         "roc_auc": roc_auc(p[(label == MALICIOUS) & counted], p[(label == BENIGN) & counted]),
         "roc_auc_all": roc_auc(p[label == MALICIOUS], p[label == BENIGN]),
         "expected_calibration_error": calibration_error(p[kept], label[kept].astype(float), np.ones(kept.sum())),
         "benign_windows": int(benign.sum()),
         "benign_95th": float(np.quantile(p[benign], 0.95)) if benign.any() else None,
-        "benign_attacked_hosts_above_clean": roc_auc(p[benign & hit], p[benign & ~hit]),
+        "benign_attacked_hosts_above_clean": roc_auc(p[benign & hit], p[benign & ~hit]) if clean else None,
         "recording_probe": recording_probe(verdicts),
         "benign_hours": sum(r["benign_endpoint_hours"] for r in rows),
         "recall": {k: v for k, v in sorted(recall.items())},
@@ -181,31 +193,41 @@ def main() -> int:
     p.add_argument("--logster", type=lambda path: Path(path).resolve(), required=True)
     p.add_argument("--corpus", type=Path, required=True, help="folder with labels.json and the captures")
     p.add_argument("--work", type=Path, required=True, help="folder that `trainer.train` worked in")
-    p.add_argument("--no-scramble", action="store_true", help="leave out the ablation under other names")
+    p.add_argument("--jobs", type=int, default=1, help="plays at a time")
     a = p.parse_args()
     raw = {r["id"]: r for r in json.loads((a.corpus / "labels.json").read_text())}
     labels = load_labels(a.corpus / "labels.json")
-    program = digest(a.logster) + digest(a.corpus / "labels.json")
+    program = digest(a.logster) + digest(a.corpus / "labels.json") + rules_digest()
     report: dict = {"platform": a.platform, "splits": {}}
     splits = folds.splits(a.platform, labels)
+
+    def played(split: str, variant: str, view: str, fold: str, test: list[str]) -> dict:
+        package = a.work / "packages" / split / variant / fold.replace(" ", "-")
+        key = hashlib.sha256((program + digest(package / "manifest.toml") + view + json.dumps(test)).encode()).hexdigest()
+        kept = a.work / f"backtest-{key[:16]}.json"
+        if not kept.exists():
+            got = play(a.logster, a.corpus, raw, test, package, a.platform, view)
+            partial = kept.with_suffix(".partial")
+            partial.write_text(json.dumps(got))
+            partial.rename(kept)
+        return json.loads(kept.read_text())
+
     for split, parts in splits.items():
-        views = ["all", "auditd", "ebpf"] if a.platform == "linux" else ["all"]
-        if split == list(splits)[-1] and not a.no_scramble:
-            views.append(SCRAMBLED)
-        for view in views:
+        rows_wanted = [("ships", view) for view in ("all", *(ONE_INPUT if a.platform == "linux" else ()))]
+        if split == list(splits)[-1]:
+            rows_wanted += [("ships", RULES), ("ships", SCRAMBLED)]
+        seeds = sorted(f.name for f in (a.work / "packages" / split).iterdir() if f.name.startswith("seed-"))
+        rows_wanted += [(seed, "all") for seed in seeds]
+        for variant, view in rows_wanted:
             rows, verdicts = [], []
-            for fold, test, _ in parts:
-                package = a.work / "packages" / split / fold.replace(" ", "-")
-                key = hashlib.sha256((program + digest(package / "manifest.toml") + view + json.dumps(test)).encode()).hexdigest()
-                kept = a.work / f"backtest-{key[:16]}.json"
-                if not kept.exists():
-                    played = play(a.logster, a.corpus, raw, test, package, a.platform, view)
-                    kept.write_text(json.dumps(played))
-                got = json.loads(kept.read_text())
+            with ThreadPoolExecutor(a.jobs) as pool:
+                results = list(pool.map(lambda part: played(split, variant, view, part[0], part[1]), parts))
+            for got in results:
                 rows += got["rows"]
                 known = {l["id"]: Labels(l) for l in got["labels"]} if got.get("labels") else labels
                 verdicts += judged(known, got["verdicts"])
-            name = {"all": split, SCRAMBLED: f"{split}, scrambled"}.get(view, f"{split}, {view} alone")
+            name = split if variant == "ships" else f"{split}, {variant.replace('-', ' ')}"
+            name += {"all": "", SCRAMBLED: ", scrambled", RULES: ", with rules"}.get(view, f", {view} alone")
             report["splits"][name] = f = figures(a.platform, labels, rows, verdicts)
             print(
                 f"{a.platform}, {name}: {f['detected_at_0.7']} of {f['scenarios']} at 0.7 with {f['false_alerts_at_0.7']} false alerts;"
@@ -215,6 +237,10 @@ def main() -> int:
             )
     (a.work / "backtest.json").write_text(json.dumps(report, indent=1))
     return 0
+
+
+def rules_digest() -> str:
+    return "".join(digest(path) for path in sorted((ROOT / "deploy" / "rules").rglob("*.yml")))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """From scores to probabilities: a monotone curve through the alert threshold, fitted on out-of-fold scores.
 
 One slope cannot serve: far above and far below the threshold scores saturate, and a straight line that is steep
-enough there is wrong beside the threshold. So the curve has three segments on each side of it.
+enough there is wrong beside the threshold. So the curve has several segments on each side of it: with three below, windows
+just below the threshold, most of which are attacks, pulled the whole curve with them.
 
 What `attack_prob` says depends on how many windows are attacks. Here it is the share in the labelled windows of
 the corpus (about four in ten); where attacks are rarer, as everywhere else, read it as evidence and not as odds.
@@ -21,6 +22,8 @@ ALERT_PROBABILITY = 0.7
 ALERT_LOGIT = float(np.log(ALERT_PROBABILITY / (1 - ALERT_PROBABILITY)))
 #: Least rise of the logit per unit of score: the curve never merges two scores.
 LEAST_SLOPE = 0.02
+#: Knots lie at these shares of the scores below the threshold and of those above it.
+BELOW, ABOVE = (0.25, 0.5, 0.75, 0.9), (0.1, 0.3, 0.6)
 #: Most rise of the logit within a segment: hundreds of windows say no more.
 MOST_LOGIT = 6.0
 
@@ -57,21 +60,22 @@ def fit_curve(score: np.ndarray, label: np.ndarray, weight: np.ndarray, threshol
     """The likeliest curve through (`threshold`, the alert probability); labels are 0 and 1."""
     below, above = score[(score < threshold) & (score > FLOOR)], score[score >= threshold]
 
-    def quantiles(of: np.ndarray, shares: tuple[float, float], otherwise: float) -> list[float]:
-        return [float(np.quantile(of, q)) for q in shares] if len(of) else [otherwise] * 2
+    def quantiles(of: np.ndarray, shares: tuple[float, ...], otherwise: float) -> list[float]:
+        return np.quantile(of, shares).tolist() if len(of) else [otherwise] * len(shares)
 
-    knots = [FLOOR, *quantiles(below, (0.5, 0.9), threshold - 1), threshold, *quantiles(above, (0.25, 0.6), threshold + 1)]
-    knots = np.array([*knots, float(score.max())])
-    # Two knots never coincide.
-    for k in (2, 1):
+    low, high = quantiles(below, BELOW, threshold - 1), quantiles(above, ABOVE, threshold + 1)
+    knots = np.array([FLOOR, *low, threshold, *high, float(score.max())])
+    middle = 1 + len(low)
+    # Two knots never coincide, and the threshold stays where it is.
+    for k in reversed(range(1, middle)):
         knots[k] = min(knots[k], knots[k + 1] - 1e-3)
-    for k in (4, 5, 6):
+    for k in range(middle + 1, len(knots)):
         knots[k] = max(knots[k], knots[k - 1] + 1e-3)
     gaps = np.diff(knots)
 
     def values(rise):
         steps = np.append(0.0, np.cumsum(rise))
-        return ALERT_LOGIT + steps - steps[3]
+        return ALERT_LOGIT + steps - steps[middle]
 
     def loss(rise):
         logit = np.interp(score, knots, values(rise))

@@ -213,3 +213,16 @@ def read_feedback(folder: Path, platform: str) -> list[Window]:
     """Windows that analysts decided on (`logster export-feedback`): they train and are never tested (view `feedback`)."""
     path = folder / f"{platform}.arrow"
     return read(path, load_labels(folder / "labels.json")) if path.exists() else []
+
+
+def read_more(path: Path, folder: Path) -> tuple[list[Window], dict[str, Labels]]:
+    """Recordings of one's own, exported like the corpus, and their labels; `folder` holds them with their labels.json, or
+    several. They are never among what is tested (views `more all` and so on)."""
+    labels = {}
+    for found in sorted(folder.rglob("labels.json")):
+        labels |= load_labels(found)
+    windows = [w for w in read(path, labels) if w.label != AMBIGUOUS]
+    for w in windows:
+        w.view = f"more {w.view}"
+    present = {w.recording for w in windows}
+    return windows, {r: l for r, l in sorted(labels.items()) if r in present}

@@ -29,6 +29,8 @@ class Scored:
         self.recording = np.array([recordings.setdefault(w.recording, len(recordings)) for w in windows])
         self.family = np.array([w.family for w in windows])
         self.scenarios = len(set(self.recording[self.malicious]))
+        #: Hosts of recordings that have benign windows.
+        self.hosts = len(set(self.segment[self.benign]))
 
     def false_alerts(self, score: np.ndarray, threshold: float, families=None) -> int:
         hits = self.benign[score[self.benign] >= threshold]
@@ -63,12 +65,11 @@ class Scored:
 
     def transfer(self, score: np.ndarray, budget: int) -> tuple[int, int]:
         """Detections and false alerts when each family's threshold is chosen on the others."""
-        segments = len(set(self.segment[self.benign]))
         families = sorted(set(self.family))
         detected = alerts = 0
         for f in families:
             others = [g for g in families if g != f]
-            share = len(set(self.segment[self.benign[self.family[self.benign] != f]])) / max(segments, 1)
+            share = len(set(self.segment[self.benign[self.family[self.benign] != f]])) / max(self.hosts, 1)
             t = self.threshold(score, round(budget * share), others)
             detected += int((self.peaks(score, [f]) >= t).sum())
             alerts += self.false_alerts(score, t, [f])

@@ -1,5 +1,8 @@
 """Trains the GAT on labelled windows. Deterministic for a seed, a thread count and a machine.
 
+A net is a teacher, which learns from labels alone, or a student, which learns from the mean opinion of several teachers
+as well: it then says what they say together, at the cost of one. Teachers and student see the same recordings.
+
 - Loss: cross-entropy of the worst process against the window's label (smoothed), of the pooled read-out
   likewise at a lower weight, and of each labelled process.
 - Against overfitting to labs: flags and edges are dropped at random, features jittered, and attack graphs are
@@ -45,6 +48,8 @@ class Recipe:
     node_loss: float = 0.5
     pooled_loss: float = 0.3
     smoothing: float = 0.03
+    #: A student's share of what its teachers say in what it is to say; the rest is the label.
+    opinion: float = 0.7
     #: Weights are averaged over the steps of the last part of training: steadier than the last step's.
     averaged: float = 0.3
 
@@ -110,9 +115,26 @@ def batches(windows: list[Window], order, limit: int):
         yield batch
 
 
-def train(windows: list[Window], recipe: Recipe, seed: int, log=None) -> Gat:
+def opinions(teachers: list[Gat], windows: list[Window]) -> list[np.ndarray]:
+    """The mean of the teachers' logits of each window's nodes, as probabilities.
+
+    No message passes between the parts of a spliced window, so theirs are those of its parts.
+    """
+    out: list[np.ndarray] = [np.zeros(0)] * len(windows)
+    with torch.no_grad():
+        for step in batches(windows, range(len(windows)), 20_000):
+            b = union([windows[i].graph for i in step])
+            logit = torch.stack([teacher(b)[0] for teacher in teachers]).mean(0)
+            cuts = np.cumsum([len(windows[i].graph.node_type) for i in step])[:-1]
+            for i, part in zip(step, np.split(torch.sigmoid(logit).numpy(), cuts)):
+                out[i] = part
+    return out
+
+
+def train(windows: list[Window], recipe: Recipe, seed: int, teachers: list[Gat] = (), log=None) -> Gat:
     """Fits a GAT on the windows with a label; `log(epoch, loss, seconds)` after each epoch."""
     windows = [w for w in windows if w.label != AMBIGUOUS and w.kind != RECORDER]
+    said = opinions(teachers, windows) if teachers else None
     torch.manual_seed(seed)
     r = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -136,14 +158,17 @@ def train(windows: list[Window], recipe: Recipe, seed: int, log=None) -> Gat:
         gat.train()
         total, started = 0.0, time.monotonic()
         for step in steps:
-            graphs, labels = [], []
+            graphs, labels, taught = [], [], []
             for i in step:
                 w = windows[i]
                 graph, label = w.graph, w.node_label
+                opinion = said[i] if said else None
                 if w.label == MALICIOUS and benign and (w.snippet or rng.random() < recipe.splice):
-                    other = windows[benign[rng.integers(len(benign))]]
-                    if other.recording != w.recording:
-                        graph, label = spliced(w, other)
+                    k = benign[rng.integers(len(benign))]
+                    if windows[k].recording != w.recording:
+                        graph, label = spliced(w, windows[k])
+                        opinion = np.concatenate([opinion, said[k]]) if said else None
+                taught.append(opinion)
                 graphs.append(thinned(graph, recipe, r))
                 labels.append(label)
             b = on_device(union(graphs))
@@ -152,16 +177,23 @@ def train(windows: list[Window], recipe: Recipe, seed: int, log=None) -> Gat:
             worst = segment_max(node * mask + FLOOR * (1 - mask), b.node_graph, len(graphs))
             y = torch.tensor([float(windows[i].label) for i in step], device=DEVICE)
             target = y * (1 - 2 * recipe.smoothing) + recipe.smoothing
+            known = torch.from_numpy(np.concatenate(labels)).float().to(DEVICE)
+            use, is_attack = (known >= 0) & (mask > 0), known
+            if said:
+                opinion = torch.from_numpy(np.concatenate(taught)).float().to(DEVICE)
+                highest = torch.zeros_like(target).scatter_reduce(0, b.node_graph, opinion * mask, "amax")
+                target = (1 - recipe.opinion) * target + recipe.opinion * highest
+                is_attack = torch.where(known >= 0, (1 - recipe.opinion) * known + recipe.opinion * opinion, opinion)
+                use = mask > 0
             w = weight[step].to(DEVICE)
             loss = (F.binary_cross_entropy_with_logits(worst, target, reduction="none") * w).mean()
             loss = loss + recipe.pooled_loss * (F.binary_cross_entropy_with_logits(pooled, target, reduction="none") * w).mean()
-            known = torch.from_numpy(np.concatenate(labels)).float().to(DEVICE)
-            use = (known >= 0) & (mask > 0)
             if use.any():
-                in_attack = y[b.node_graph] == 1
-                share = torch.where(known == 1, 1.0, torch.where(in_attack, 0.1, 0.3))[use]
-                each = F.binary_cross_entropy_with_logits(node[use], known[use], reduction="none")
-                loss = loss + recipe.node_loss * (each * share).sum() / (float((known[use] == 1).sum()) + 5)
+                is_attack = is_attack[use]
+                background = torch.where(y[b.node_graph] == 1, 0.1, 0.3)[use]
+                share = is_attack + (1 - is_attack) * background
+                each = F.binary_cross_entropy_with_logits(node[use], is_attack, reduction="none")
+                loss = loss + recipe.node_loss * (each * share).sum() / (float(is_attack.sum()) + 5)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(gat.parameters(), 1.0)

@@ -155,6 +155,26 @@ def fit_windows(data: Instances, train: np.ndarray, ridge: float = 5.0, rounds: 
     return Fit(full, np.zeros(VOCABULARY), 1.0, 0.0, float(bias))
 
 
+def weights_linux(y: np.ndarray, recording: np.ndarray) -> np.ndarray:
+    """Every look of a process counts once; recordings count alike within each class."""
+    w = np.zeros(len(y))
+    for value, total in ((1, 2000.0), (0, 6000.0)):
+        members = y == value
+        counts = np.bincount(recording[members], minlength=recording.max() + 1)
+        w[members] = 1 / counts[recording[members]]
+        w[members] *= total / max(w[members].sum(), 1e-9)
+    return w
+
+
+def training_set(platform: str, data: Instances, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The instances with a label among those that `train` selects, and their weights: as the heads below use them."""
+    use = train & data.trainable & (data.label >= 0)
+    if platform == "windows":
+        return use, instance_weights(data, use, data.label)[use]
+    use = data.distinct(use)
+    return use, weights_linux(data.label[use], data.recording[use])
+
+
 def fit_linux(data: Instances, train: np.ndarray, ridge: float = 0.3, least: int = 2) -> Fit:
     """Free fit; flags weigh by rarity in benign recordings and must occur in `least` recordings."""
     use = data.distinct(train & data.trainable & (data.label >= 0))
@@ -173,13 +193,7 @@ def fit_linux(data: Instances, train: np.ndarray, ridge: float = 0.3, least: int
     power, floor = 0.25, 9.0
     length = np.maximum(x @ square, floor) ** power
     scaled = (sp.diags(1 / length) @ x[:, kept] @ sp.diags(rarity[kept])).tocsr()
-    # Every look of a process counts once; recordings count alike within each class.
-    w = np.zeros(len(y))
-    for value, total in ((1, 2000.0), (0, 6000.0)):
-        members = y == value
-        counts = np.bincount(recording[members], minlength=recording.max() + 1)
-        w[members] = 1 / counts[recording[members]]
-        w[members] *= total / max(w[members].sum(), 1e-9)
+    w = weights_linux(y, recording)
     weight, bias = logistic(scaled, y, w, ridge, False)
     full = np.zeros(VOCABULARY)
     full[kept] = weight * rarity[kept]

@@ -36,6 +36,8 @@ class Shape:
     embedding: int = 32
     #: Sources of token embeddings: masked tokens may know the lab, flags do not.
     use_tokens: bool = True
+    #: Nodes and edges have types. Without, the net is the baseline that shows what types are worth, and cannot be exported.
+    typed: bool = True
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -114,16 +116,19 @@ class Gat(nn.Module):
 
     def forward(self, b: Batch):
         n, graphs = b.node_type.shape[0], b.graph_feat.shape[0]
-        x = self.type_embedding[b.node_type] + self.features(b.node_feat)
+        node_type = b.node_type if self.shape.typed else torch.zeros_like(b.node_type)
+        x = self.type_embedding[node_type] + self.features(b.node_feat)
         if self.shape.use_tokens:
             x = x + self.token_project(bag(self.tokens, b.tok_id, b.tok_node, n))
         x = x + self.tree_project(bag(self.trees, b.tree_id, b.tree_node, n))
         x = self.norm(x)
         src, dst = torch.cat([b.edge_src, b.edge_dst]), torch.cat([b.edge_dst, b.edge_src])
         relation = torch.cat([b.edge_type, b.edge_type + len(EDGE_TYPES)])
+        if not self.shape.typed:
+            relation = torch.zeros_like(relation)
         attention = []
         for layer in self.layers:
-            x, a = layer(x, b.node_type, src, dst, relation, b.edge_feat)
+            x, a = layer(x, node_type, src, dst, relation, b.edge_feat)
             attention.append(a)
         x = self.dropout(x)
         node = self.node_out(F.silu(self.node_hidden(x))).squeeze(1)
@@ -165,7 +170,7 @@ class Calibration(nn.Module):
     The first knot lies below all scores; slopes add up from left to right and their running sum is positive.
     """
 
-    KNOTS = 7
+    KNOTS = 10
 
     def __init__(self):
         super().__init__()

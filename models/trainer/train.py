@@ -1,12 +1,13 @@
-"""Trains one platform's model: out-of-fold scores, calibration, the final fit, the package; and for each fold a
-package that saw nothing of it, for `trainer.backtest`.
+"""Trains one platform's model: out-of-fold scores, calibration, the final fit, the package; and for each fold
+packages that saw nothing of it, for `trainer.backtest`.
 
     python -m trainer.train --platform windows --windows W.arrow --labels labels.json --work DIR --package DIR
 
 Every fold's scores are kept in the work folder under a digest of what they depend on, so that an interrupted
 run goes on where it stopped. Nothing here reads a clock but for the progress lines.
 
-What ships is decided beforehand, not by the scores: the first seed's GAT, and the linear head.
+What ships is decided beforehand, not by the scores: the linear head, and a GAT distilled from the GATs of all seeds
+(`trainer.fit`: a student of theirs, with the first seed). Each fold has teachers and a student of its own.
 """
 
 from __future__ import annotations
@@ -15,246 +16,164 @@ import argparse
 import hashlib
 import json
 import sys
-import time
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 
-from . import fit, folds, linear
-from .calibrate import ALERT_PROBABILITY, Curve, fit_curve
-from .data import AMBIGUOUS, BENIGN, MALICIOUS, Window, digest, load_labels, read, read_feedback
-from .evaluate import BUDGETS, Scored, calibration_error, roc_auc
-from .net import Detector, Gat, LinearHead, Shape
+from . import baselines, fit, folds, linear
+from .calibrate import ALERT_PROBABILITY
+from .data import AMBIGUOUS, BENIGN, MALICIOUS, Labels, Window, digest, load_labels, read, read_feedback, read_more
+from .evaluate import Scored, calibration_error
+from .net import Detector, Gat, Shape
 from .package import reference, write
+from .reading import Parts, Reading, assemble, calibration_mass, combined
+from .study import Result, Study, say
 
-#: False alerts on the whole dev corpus that the alert threshold may cost, out of fold.
-BUDGET = {"windows": 2, "linux": 1}
 #: Most examples of real windows in a package's self-test vector, and most nodes of one.
 EXAMPLES, EXAMPLE_NODES = 3, 40
-
-#: Weights of the parts, by how many there are: GAT and linear head, or the linear head alone. Letting the higher of the
-#: two decide found two scenarios more out of fold, and raised alarms on busy office hosts of the demo's fleet.
-MIX = {1: (1.0,), 2: (0.8, 0.2)}
+#: Seeds of the untyped baseline: at most so many.
+UNTYPED_SEEDS = 2
+#: What everything but nothing held out is called in the work folder.
+EVERYTHING = "everything"
 
 RECIPES = {
     "windows": fit.Recipe(shape=Shape(use_tokens=True)),
     "linux": fit.Recipe(shape=Shape(use_tokens=False)),
 }
 
-started = time.monotonic()
 
-
-def say(text: str) -> None:
-    print(f"[{time.monotonic() - started:6.0f} s] {text}", flush=True)
-
-
-@dataclass
-class Study:
-    """What every step needs: the windows of one view apart from those that only train."""
-
-    platform: str
-    windows: list[Window]
-    work: Path
-    data_digest: str
-
-    def __post_init__(self):
-        self.tested = [w for w in self.windows if w.view == "all"]
-        self.scored = Scored(self.tested)
-
-    def cached(self, name: str, key: dict, compute) -> dict[str, np.ndarray]:
-        """`compute()`'s arrays, from the work folder if they are there for the same key."""
-        text = json.dumps({**key, "data": self.data_digest}, sort_keys=True)
-        path = self.work / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
-        if path.exists():
-            with np.load(path) as kept:
-                return dict(kept)
-        made = compute()
-        partial = path.with_suffix(".tmp.npz")
-        np.savez_compressed(partial, **made)
-        partial.rename(path)
-        return made
-
-
-def window_scores(study: Study, data, splits: list[folds.Fold]) -> np.ndarray:
-    """Baseline: logistic regression on the flags of a window as a whole, out of fold."""
-    names = np.array([w.recording for w in study.windows])
-    label = np.array([w.label for w in study.windows])
-    score = np.full(len(names), np.nan)
-    for fold, test, train in splits:
-
-        def compute():
-            instances = data()
-            member = sp.csr_matrix((np.ones(len(instances.window)), (instances.window, np.arange(len(instances.window)))), (len(names), len(instances.window)))
-            x = ((member @ instances.x) > 0).astype(np.float32).tocsr()
-            use = np.isin(names, train) & (label != AMBIGUOUS)
-            mass = fit.window_weights([w for w, u in zip(study.windows, use) if u])
-            seen = np.flatnonzero(np.asarray(x[use].sum(0)).ravel() > 1)
-            weight, bias = linear.logistic(x[use][:, seen], label[use], mass, 1.0, False)
-            x = x[:, seen]
-            return {"score": x @ weight + bias}
-
-        got = study.cached(f"window-{fold}", {"train": train, "code": 1}, compute)["score"]
-        members = np.isin(names, test)
-        score[members] = got[members]
-    return score[[w.view == "all" for w in study.windows]]
-
-
-@dataclass
-class Fold:
-    """One model's worth of training: its linear head, and the scores that it gives to all windows."""
-
-    head: linear.Fit
-    score: np.ndarray
-
-
-def linear_fold(study: Study, data, name: str, train: list[str]) -> Fold:
-    """The linear head that saw these recordings only; `data()` gives the instances when they are needed."""
+def linear_head(study: Study, name: str, train: list[str]) -> Result:
+    """The linear head that saw these recordings only, and its scores of all windows."""
 
     def compute():
-        names = np.array([w.recording for w in study.windows])
-        instances = data()
-        chosen = linear.fit(study.platform, instances, np.isin(names[instances.window], train))
+        instances = study.instances
+        chosen = linear.fit(study.platform, instances, np.isin(study.names[instances.window], train))
         say(f"linear head, {name}: fitted")
         score = instances.maximum(chosen.score(instances.x), len(study.windows))
         return {"score": score, "weight": chosen.weight, "square": chosen.square, "rest": np.array([chosen.floor, chosen.power, chosen.bias])}
 
-    got = study.cached(f"linear-{name}", {"train": train, "code": 4}, compute)
-    floor, power, bias = map(float, got["rest"])
-    return Fold(linear.Fit(got["weight"], got["square"], floor, power, bias), got["score"])
+    return Result(f"linear-{name}", {"train": train, "code": 4}, compute)
 
 
-def linear_scores(study: Study, data, splits: list[folds.Fold], view: str = "all") -> np.ndarray:
-    """Out-of-fold scores of the linear head on the windows of `view`."""
-    names = np.array([w.recording for w in study.windows])
-    score = np.full(len(names), np.nan)
-    for fold, test, train in splits:
-        members = np.isin(names, test)
-        score[members] = linear_fold(study, data, fold, train).score[members]
-    return score[[w.view == view for w in study.windows]]
+def fitted(kept: dict[str, np.ndarray]) -> linear.Fit:
+    return linear.Fit(kept["weight"], kept["square"], *map(float, kept["rest"]))
 
 
-def trained(study: Study, name: str, recordings: list[str], recipe: fit.Recipe, seed: int) -> Gat:
+def teacher(study: Study, name: str, train: list[str], recipe: fit.Recipe, seed: int) -> Result:
     """A GAT that saw these recordings only."""
 
     def compute():
-        gat = fit.train([w for w in study.windows if w.recording in set(recordings)], recipe, seed)
+        gat = fit.train(study.of(train), recipe, seed)
         say(f"gat, {name}, seed {seed}: trained")
-        return {k: v.numpy() for k, v in gat.state_dict().items()}
+        return weights(gat)
 
+    kind = "gat" if recipe.shape.typed else "untyped"
+    return Result(f"{kind}-{name}-{seed}", {"train": train, "recipe": asdict(recipe), "seed": seed, "code": 3}, compute)
+
+
+def student(study: Study, name: str, train: list[str], recipe: fit.Recipe, seeds: int) -> Result:
+    """The GAT that learns from the labels of these recordings and from what the seeds' GATs say of them."""
+
+    def compute():
+        teachers = [net(study.get(teacher(study, name, train, recipe, seed)), recipe) for seed in range(seeds)]
+        gat = fit.train(study.of(train), recipe, 0, teachers)
+        say(f"gat, {name}, distilled: trained")
+        return weights(gat)
+
+    return Result(f"distilled-{name}", {"train": train, "recipe": asdict(recipe), "seeds": seeds, "code": 3}, compute)
+
+
+def weights(gat: Gat) -> dict[str, np.ndarray]:
+    return {k: v.numpy() for k, v in gat.state_dict().items()}
+
+
+def net(kept: dict[str, np.ndarray], recipe: fit.Recipe) -> Gat:
     gat = Gat(recipe.shape)
-    key = {"train": recordings, "recipe": asdict(recipe), "seed": seed, "code": 2}
-    state = study.cached(f"gat-{name}-{seed}", key, compute)
-    gat.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
+    gat.load_state_dict({k: torch.from_numpy(v) for k, v in kept.items()})
     return gat.eval()
 
 
-def gat_scores(study: Study, splits: list[folds.Fold], recipe: fit.Recipe, seed: int) -> np.ndarray:
-    """Out-of-fold worst processes by the GAT."""
-    names = np.array([w.recording for w in study.tested])
-    worst = np.full(len(names), np.nan)
-    for fold, test, train in splits:
-        members = np.isin(names, test)
-        gat = trained(study, fold, train, recipe, seed)
+def out_of_fold(study: Study, parts: list[folds.Fold], result) -> np.ndarray:
+    """Scores of the tested windows, each by what `result(fold, train)` made without its recording."""
+    score = np.full(len(study.windows), np.nan)
+    for fold, test, train in parts:
+        members = np.isin(study.names, test)
+        score[members] = study.get(result(fold, train))["score"][members]
+    return score[study.is_tested]
+
+
+def gat_out_of_fold(study: Study, parts: list[folds.Fold], recipe: fit.Recipe, result) -> np.ndarray:
+    """The same for GATs: worst processes."""
+    worst = np.full(len(study.tested), np.nan)
+    for fold, test, train in parts:
+        members = np.isin(study.tested_names, test)
+        gat = net(study.get(result(fold, train)), recipe)
         worst[members] = fit.score(gat, [w for w, m in zip(study.tested, members) if m])[0]
     return worst
 
 
-def summary(study: Study, score: np.ndarray) -> dict:
-    """The figures of one score: areas, detections at false-alert budgets, transfer of thresholds."""
-    s, label = study.scored, np.array([w.label for w in study.tested])
-    counted = np.array([not w.snippet for w in study.tested])
-    if study.platform == "linux":
-        counted = np.array([w.full for w in study.tested])
-    out = {"scenarios": s.scenarios, "detected": s.curve(score), "budgets": list(BUDGETS)}
-    out["roc_auc"] = roc_auc(score[(label == 1) & counted], score[(label == 0) & counted])
-    out["roc_auc_all"] = roc_auc(score[label == 1], score[label == 0])
-    out["transfer"] = list(s.transfer(score, 2))
-    return out
-
-
-def line(name: str, r: dict) -> str:
-    return f"{name:34s} auc {r['roc_auc']:.3f} ({r['roc_auc_all']:.3f} all)  detected {r['detected']} of {r['scenarios']} at {r['budgets']}  transfer {r['transfer']}"
-
-
-def standard(study: Study, score: np.ndarray) -> tuple[float, float]:
-    """Median and spread of benign windows: puts read-outs on one scale."""
-    benign = score[study.scored.benign]
-    benign = benign[benign > -20]
-    return float(np.median(benign)), float(max(benign.std(), 1e-3))
-
-
-def combined(parts: list[np.ndarray], scales: list[tuple[float, float]]) -> np.ndarray:
-    """The weighted sum of the parts, each on the scale of benign windows."""
-    return sum(m * (p - c) / s for m, p, (c, s) in zip(MIX[len(parts)], parts, scales))
-
-
 @dataclass
-class Reading:
-    """How parts become a probability: decided on the windows of `use` only."""
+class Run:
+    """One model on every fold: its parts out of fold, and how to get its GAT for a fold."""
 
-    scales: list[tuple[float, float]]
-    curve: Curve
-
-    @classmethod
-    def of(cls, study: Study, runs: list[list[np.ndarray]], use: np.ndarray) -> Reading:
-        """Scales and curve from the out-of-fold parts of every seed, taken together."""
-        scored, share = Scored([w for w, u in zip(study.tested, use) if u]), use.mean()
-        budget = max(1, round(BUDGET[study.platform] * share))
-        scales = [tuple(np.mean([standard(scored, run[k][use]) for run in runs], 0)) for k in range(len(runs[0]))]
-        scores = [combined([p[use] for p in run], scales) for run in runs]
-        threshold = float(np.mean([between(scored, z, budget) for z in scores]))
-        label = np.array([w.label for w in scored.windows])
-        counted = calibration_mass(scored.windows) > 0
-        z = np.concatenate([z[counted] for z in scores])
-        y = np.tile(label[counted].astype(float), len(scores))
-        return cls(scales, fit_curve(z, y, np.ones(len(y)), threshold))
-
-    def probability(self, parts: list[np.ndarray]) -> np.ndarray:
-        return self.curve.probability(combined(parts, self.scales))
+    parts: Parts
+    gat: object
 
 
-def between(scored: Scored, score: np.ndarray, budget: int) -> float:
-    """A threshold for the budget, as far from the last benign window as from the next scenario."""
-    threshold, peaks = scored.threshold(score, budget), scored.peaks(score)
-    return (threshold + peaks[peaks > threshold].min(initial=threshold + 1)) / 2
+def models(study: Study, parts: list[folds.Fold], recipe: fit.Recipe, seeds: int, lin: np.ndarray) -> dict[str, Run]:
+    """The models of one way of leaving out; the first is what ships."""
+    if not seeds:
+        return {"ships": Run([lin], lambda *_: None)}
+    makers = {"ships": lambda fold, train: student(study, fold, train, recipe, seeds)}
+    for seed in range(seeds):
+        makers[f"seed {seed}"] = lambda fold, train, seed=seed: teacher(study, fold, train, recipe, seed)
+    return {
+        name: Run(
+            [gat_out_of_fold(study, parts, recipe, maker), lin],
+            lambda fold, train, maker=maker: net(study.get(maker(fold, train)), recipe),
+        )
+        for name, maker in makers.items()
+    }
 
 
-def calibration_mass(windows: list[Window]) -> np.ndarray:
-    """1 for the windows that calibration is fitted and judged on: labelled, and with their background around them."""
-    return np.array([float(w.label != AMBIGUOUS and not w.snippet) for w in windows])
+def everything_needed(study: Study, splits: dict, whole: list[str], recipe: fit.Recipe, seeds: int) -> list[list[Result]]:
+    """All that is to be computed, in steps: students need their teachers."""
+    untyped = replace(recipe, shape=replace(recipe.shape, typed=False))
+    strictest = list(splits)[-1]
+    first, second, third = [linear_head(study, EVERYTHING, whole)], [], []
+    for split, parts in splits.items():
+        for fold, _, train in parts:
+            first.append(linear_head(study, fold, train))
+            if split == strictest:
+                first += [baselines.window_regression(study, fold, train), baselines.boosting(study, fold, train)]
+    if any(map(study.missing, first)):
+        _ = study.instances  # made once, before processes part
+    if seeds:
+        for parts in splits.values():
+            for fold, _, train in [*parts, (EVERYTHING, [], whole)]:
+                first += [teacher(study, fold, train, recipe, seed) for seed in range(seeds)]
+                second.append(student(study, fold, train, recipe, seeds))
+        third += [teacher(study, fold, train, untyped, seed) for fold, _, train in splits[strictest] for seed in range(min(seeds, UNTYPED_SEEDS))]
+    return [first, second, third]
 
 
-def standard(scored: Scored, score: np.ndarray) -> tuple[float, float]:
-    """Median and spread of benign windows: puts read-outs on one scale."""
-    benign = score[scored.benign]
-    benign = benign[benign > -20]
-    if not len(benign):
-        return 0.0, 1.0
-    return float(np.median(benign)), float(max(benign.std(), 1e-3))
-
-
-def assemble(head: linear.Fit, gat: Gat | None, reading: Reading) -> Detector:
-    """One detector; without a GAT its place is taken by a small one of weight 0."""
-    if gat is None:
-        torch.manual_seed(0)
-        gat = Gat(Shape(hidden=16, layers=1, embedding=4))
-        with torch.no_grad():
-            gat.tokens.zero_()
-            gat.trees.zero_()
-        weights = [0.0, *(m / s for m, (_, s) in zip(MIX[1], reading.scales))]
-    else:
-        weights = [m / s for m, (_, s) in zip(MIX[2], reading.scales)]
-    detector = Detector(gat, LinearHead())
-    head.store(detector.linear)
-    with torch.no_grad():
-        detector.gain.copy_(torch.tensor(weights))
-        detector.offset.fill_(-sum(m * c / s for m, (c, s) in zip(MIX[len(reading.scales)], reading.scales)))
-        reading.curve.store(detector.calibration)
-    return detector
+def background_rate(reading: Reading, windows: list[Window], parts: Parts) -> dict:
+    """False alerts on ordinary work that took no part in training."""
+    scored = Scored(windows)
+    probability = reading.probability(parts)
+    spans: dict[str, list[int]] = {}
+    for w in windows:
+        span = spans.setdefault(w.segment, [w.start_ms, w.end_ms])
+        span[:] = [min(span[0], w.start_ms), max(span[1], w.end_ms)]
+    return {
+        "recordings": len({w.recording for w in windows}),
+        "windows": len(windows),
+        "hours": sum(b - a for a, b in spans.values()) / 3_600_000,
+        "false_alerts_at_0.7": scored.false_alerts(probability, ALERT_PROBABILITY),
+        "highest": sorted(map(float, probability))[-5:],
+    }
 
 
 def main() -> int:
@@ -268,102 +187,140 @@ def main() -> int:
     p.add_argument("--seeds", type=int, default=5)
     p.add_argument("--linear-only", action="store_true", help="leave the GAT untrained and out of the score")
     p.add_argument("--feedback", type=Path, help="folder of `logster export-feedback`: more windows to train on")
-    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--background", type=Path, help="Arrow file of recordings of one's own: attacks train, and every other one of ordinary work")
+    p.add_argument("--background-labels", type=Path, help="folder of the labels.json that go with it")
+    p.add_argument("--threads", type=int, default=1, help="threads of one training; more than one do not repeat bit for bit")
+    p.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     a.work.mkdir(parents=True, exist_ok=True)
     labels = load_labels(a.labels)
-    data_digest = hashlib.sha256((digest(a.windows) + digest(a.labels)).encode()).hexdigest()
+    sources = [a.windows, a.labels]
     windows = read(a.windows, labels)
     present = {w.recording for w in windows}
-    feedback = read_feedback(a.feedback, a.platform) if a.feedback else []
-    if feedback:
-        data_digest = hashlib.sha256((data_digest + digest(a.feedback / f"{a.platform}.arrow")).encode()).hexdigest()
     labels = {r: l for r, l in labels.items() if r in present}
-    # What analysts decided on is in every fold's training, and in none's test.
-    extra = sorted({w.recording for w in feedback})
-    splits = {k: [(n, test, train + extra) for n, test, train in parts] for k, parts in folds.splits(a.platform, labels).items()}
-    windows += feedback
-    study = Study(a.platform, windows, a.work, data_digest)
+    feedback = read_feedback(a.feedback, a.platform) if a.feedback else []
+    more, more_labels = read_more(a.background, a.background_labels) if a.background else ([], {})
+    sources += [a.feedback / f"{a.platform}.arrow"] if feedback else []
+    sources += [a.background] if more else []
+    data_digest = hashlib.sha256("".join(map(digest, sources)).encode()).hexdigest()
+    # Half of the ordinary work is held out, to tell the rate of false alerts; nothing of one's own recordings is in a fold's
+    # test. An emulated attack does not train where one like it is tested. What analysts decided on always trains.
+    clean = [r for r, l in more_labels.items() if not any(l.attack.values())]
+    held_out = set(clean[1::2])
+    extra = {r: l for r, l in more_labels.items() if r not in held_out}
+    decided = sorted({w.recording for w in feedback})
+    splits = {
+        k: [(n, test, train + decided + folds.unlike(extra, [labels[r] for r in test])) for n, test, train in parts]
+        for k, parts in folds.splits(a.platform, labels).items()
+    }
+    extra = decided + list(extra)
+    study = Study(a.platform, windows + feedback + more, a.work, data_digest)
     counts = {k: sum(w.label == v for w in study.tested) for k, v in (("malicious", MALICIOUS), ("benign", BENIGN), ("left out", AMBIGUOUS))}
     say(f"{a.platform}: {len(labels)} recordings, windows {counts}, {sum(len(w.graph.edge_src) for w in study.tested)} edges")
+    return run(a, study, splits, labels, extra, held_out, counts)
+
+
+def run(a, study: Study, splits: dict, labels: dict[str, Labels], extra: list[str], held_out: set[str], counts: dict) -> int:
     report: dict = {"platform": a.platform, "version": a.version, "windows": counts, "rows": {}}
+    recipe, seeds = RECIPES[a.platform], 0 if a.linear_only else a.seeds
+    whole = sorted(labels) + extra
+    for step in everything_needed(study, splits, whole, recipe, seeds):
+        study.prepare(step, a.jobs if a.threads == 1 else 1)
 
     def note(name: str, score: np.ndarray) -> None:
-        report["rows"][name] = r = summary(study, score)
-        say(line(name, r))
+        report["rows"][name] = r = study.summary(score)
+        say(f"{name:34s} auc {r['roc_auc']:.3f} ({r['roc_auc_all']:.3f} all)  detected {r['detected']} of {r['scenarios']} at {r['budgets']}  transfer {r['transfer']}")
 
-    note("event count", np.log1p(np.array([w.events for w in study.tested], float)))
-    data = cache(lambda: linear.Instances(windows))
-    recipe, seeds = RECIPES[a.platform], range(0 if a.linear_only else a.seeds)
-    names = np.array([w.recording for w in study.tested])
+    note("event count", baselines.event_count(study))
     readings: dict[str, Reading] = {}
-    out_of_fold: dict[str, np.ndarray] = {}
-    for split, parts_of in splits.items():
-        lin = linear_scores(study, data, parts_of)
+    probabilities: dict[str, np.ndarray] = {}
+    kept = calibration_mass(study.tested) > 0
+    truth = study.tested_label.astype(float)
+
+    def error(probability: np.ndarray) -> float:
+        return calibration_error(probability[kept], truth[kept], np.ones(kept.sum()))
+
+    for split, parts in splits.items():
         if split == list(splits)[-1]:
-            note(f"window logistic regression, {split}", window_scores(study, data, parts_of))
+            note(f"window logistic regression, {split}", out_of_fold(study, parts, lambda f, t: baselines.window_regression(study, f, t)))
+            note(f"boosting, {split}", out_of_fold(study, parts, lambda f, t: baselines.boosting(study, f, t)))
+        lin = out_of_fold(study, parts, lambda f, t: linear_head(study, f, t))
         note(f"linear head, {split}", lin)
-        runs = [[lin]] if a.linear_only else [[gat_scores(study, parts_of, recipe, seed), lin] for seed in seeds]
-        probability = np.full(len(names), np.nan)
-        for fold, test, train in parts_of:
-            inside = np.isin(names, test)
-            reading = Reading.of(study, runs, ~inside)
-            probability[inside] = reading.probability([p[inside] for p in runs[0]])
-            gat = None if a.linear_only else trained(study, fold, train, recipe, 0)
-            ship(a, f"{a.version}-without-{fold}".replace(" ", "-"), a.work / "packages" / split / fold.replace(" ", "-"), assemble(linear_fold(study, data, fold, train).head, gat, reading), {}, {}, {}, [])
-        out_of_fold[split] = probability
-        readings[split] = whole = Reading.of(study, runs, np.ones(len(names), bool))
-        for seed in seeds:
-            note(f"gat, seed {seed}", runs[seed][0])
-            note(f"combined, seed {seed}", combined(runs[seed], whole.scales))
-        if len(seeds) > 1:
-            note("combined, mean of seeds", np.mean([combined(r, whole.scales) for r in runs], 0))
-        kept = calibration_mass(study.tested) > 0
-        truth = np.array([w.label for w in study.tested], float)
-        each = [whole.probability(r) for r in runs]
+        if seeds and split == list(splits)[-1]:
+            untyped = replace(recipe, shape=replace(recipe.shape, typed=False))
+            for seed in range(min(seeds, UNTYPED_SEEDS)):
+                note(f"untyped net, seed {seed}", gat_out_of_fold(study, parts, untyped, lambda f, t: teacher(study, f, t, untyped, seed)))
+        runs = models(study, parts, recipe, seeds, lin)
+        seeded = [r.parts for name, r in runs.items() if name != "ships"]
+        left_out = {name: np.full(len(study.tested), np.nan) for name in runs}
+        for fold, test, train in parts:
+            inside = np.isin(study.tested_names, test)
+            head = fitted(study.get(linear_head(study, fold, train)))
+            for name, one in runs.items():
+                # What ships is calibrated by itself; single seeds together, for they differ by luck alone.
+                reading = Reading.of(study, [one.parts] if name == "ships" else seeded, ~inside)
+                left_out[name][inside] = reading.probability([p[inside] for p in one.parts])
+                folder = a.work / "packages" / split / name.replace(" ", "-") / fold.replace(" ", "-")
+                ship(a, f"{a.version}-{name}-without-{fold}".replace(" ", "-"), folder, assemble(head, one.gat(fold, train), reading))
+        every = np.ones(len(study.tested), bool)
+        readings[split] = reading = Reading.of(study, [runs["ships"].parts], every)
+        probabilities[split] = left_out["ships"]
+        if seeded:
+            scales = Reading.of(study, seeded, every).scales
+            for seed, parts_of in enumerate(seeded):
+                note(f"gat, seed {seed}", parts_of[0])
+                note(f"combined, seed {seed}", combined(parts_of, scales))
+            note("combined, mean of seeds", np.mean([combined(r, scales) for r in seeded], 0))
+            note("distilled gat", runs["ships"].parts[0])
+            note("distilled gat and linear head (ships)", combined(runs["ships"].parts, reading.scales))
+        probability = reading.probability(runs["ships"].parts)
         report.setdefault("calibration", {})[split] = calibration = {
-            "method": "piecewise linear logit of the weighted sum, through 0.7 at the false-alert budget",
-            "detected_at_0.7": float(np.mean([(study.scored.peaks(q) >= ALERT_PROBABILITY).sum() for q in each])),
-            "false_alerts_at_0.7": float(np.mean([study.scored.false_alerts(q, ALERT_PROBABILITY) for q in each])),
-            "expected_calibration_error": float(np.mean([calibration_error(q[kept], truth[kept], np.ones(kept.sum())) for q in each])),
-            "expected_calibration_error_left_out": calibration_error(probability[kept], truth[kept], np.ones(kept.sum())),
+            "method": "piecewise linear logit of the score, through 0.7 at the false-alert budget",
+            "detected_at_0.7": int((study.scored.peaks(probability) >= ALERT_PROBABILITY).sum()),
+            "false_alerts_at_0.7": study.scored.false_alerts(probability, ALERT_PROBABILITY),
+            "expected_calibration_error": error(probability),
+            "expected_calibration_error_left_out": error(left_out["ships"]),
         }
+        if seeded:
+            calibration["expected_calibration_error_left_out_seeds"] = float(np.mean([error(p) for name, p in left_out.items() if name != "ships"]))
         say(f"calibration, {split}: {calibration}")
 
     split = list(splits)[-1]
-    head = linear_fold(study, data, "everything", sorted(labels) + extra).head
-    gat = None if a.linear_only else trained(study, "everything", sorted(labels) + extra, recipe, 0)
+    kept_head = study.get(linear_head(study, EVERYTHING, whole))
+    gat = net(study.get(student(study, EVERYTHING, whole, recipe, seeds)), recipe) if seeds else None
+    if held_out:
+        index = [i for i, w in enumerate(study.windows) if w.recording in held_out and w.view == "more all"]
+        windows = [study.windows[i] for i in index]
+        parts_of = [kept_head["score"][index]]
+        if gat:
+            parts_of.insert(0, fit.score(gat, windows)[0])
+        report["background"] = background_rate(readings[split], windows, parts_of)
+        say(f"background held out: {report['background']}")
     small = [w.graph for w in study.tested if len(w.graph.node_type) <= EXAMPLE_NODES]
     metrics = {f"{k.replace(' ', '_').replace(',', '')}_{m}": v for k, r in report["rows"].items() for m, v in r.items() if m in ("detected", "roc_auc")}
-    recipe_text = "linear head only" if a.linear_only else json.dumps(asdict(recipe), sort_keys=True)
-    training = {"data": data_digest, "recordings": len(labels), **counts, "seeds": len(seeds), "recipe": recipe_text}
-    examples = small[:: max(1, len(small) // EXAMPLES)][:EXAMPLES]
-    manifest = ship(a, a.version, a.package, assemble(head, gat, readings[split]), report["calibration"][split], training, metrics, examples, reference(study.tested, np.nan_to_num(out_of_fold[split])))
-    np.savez_compressed(
-        a.work / "scores.npz",
-        **{f"probability-{k}": v for k, v in out_of_fold.items()},
-        **{f"linear-{k}": linear_scores(study, data, v) for k, v in splits.items()},
-        label=np.array([w.label for w in study.tested]),
+    recipe_text = json.dumps(asdict(recipe), sort_keys=True) if seeds else "linear head only"
+    training = {"data": study.data_digest, "recordings": len(labels), "more_recordings": len(extra), **counts, "seeds": seeds, "recipe": recipe_text}
+    manifest = ship(
+        a,
+        a.version,
+        a.package,
+        assemble(fitted(kept_head), gat, readings[split]),
+        calibration=report["calibration"][split],
+        training=training,
+        metrics=metrics,
+        examples=small[:: max(1, len(small) // EXAMPLES)][:EXAMPLES],
+        reference=reference(study.tested, np.nan_to_num(probabilities[split])),
     )
     (a.work / "report.json").write_text(json.dumps(report, indent=1))
     say(f"wrote {a.package} ({manifest[:12]})")
     return 0
 
 
-def ship(a, version: str, folder: Path, detector: Detector, calibration: dict, training: dict, metrics: dict, examples: list, reference: dict | None = None) -> str:
-    return write(
-        folder,
-        detector,
-        name=f"logster-{a.platform}",
-        version=version,
-        platform=a.platform,
-        calibration=calibration,
-        training=training,
-        metrics=metrics,
-        examples=examples,
-        reference=reference,
-    )
+def ship(a, version: str, folder: Path, detector: Detector, **more) -> str:
+    """Writes a package; those of folds go without what only the one that ships needs."""
+    more = {"calibration": {}, "training": {}, "metrics": {}, **more}
+    return write(folder, detector, name=f"logster-{a.platform}", version=version, platform=a.platform, **more)
 
 
 if __name__ == "__main__":

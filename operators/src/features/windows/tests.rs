@@ -39,7 +39,7 @@ fn start() -> Observation {
 /// If this fails, models trained before do not fit any more: bless it only with a new [`FEATURE_VERSION`].
 #[test]
 fn golden_tensors() {
-    assert_eq!(FEATURE_VERSION, "logster-features-2");
+    assert_eq!(FEATURE_VERSION, "logster-features-3");
     let t = tensors(&[&window(&[start()], &[])]);
     assert_eq!(t.node_type, [0, 0, 1]);
     // powershell.exe, explorer.exe, the image file.
