@@ -115,6 +115,10 @@ pub struct PartitionCheckpoint {
     pub replay: ReplayPoint,
     /// Records from `replay` on whose arrival a floor raised: offset and that floor.
     pub exceptions: Vec<(i64, TimeMs)>,
+    /// The input ended at `next` (`--until-end`), and the watermark went on without this partition: what comes later
+    /// must not fall below what is committed.
+    #[serde(default)]
+    pub ended: bool,
 }
 
 /// State of one shard (protocol rule 8).
@@ -274,6 +278,7 @@ mod tests {
             arrival_ms: 9,
             replay: ReplayPoint { offset: 3, arrival_ms: 5 },
             exceptions: vec![(4, 6)],
+            ended: true,
         };
         let key = partition_key("sysmon-logs", 2);
         let mut records = BTreeMap::from([(key.clone(), encode(&p))]);

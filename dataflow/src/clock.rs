@@ -142,7 +142,8 @@ impl PartitionClock {
         while self.exceptions.front().is_some_and(|(offset, _)| *offset < replay.offset) {
             self.exceptions.pop_front();
         }
-        PartitionCheckpoint { next, arrival_ms, replay, exceptions: self.exceptions.iter().copied().collect() }
+        let exceptions = self.exceptions.iter().copied().collect();
+        PartitionCheckpoint { next, arrival_ms, replay, exceptions, ended: false }
     }
 }
 

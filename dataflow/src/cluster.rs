@@ -38,7 +38,7 @@ use timely::communication::allocator::zero_copy::initialize::{CommsGuard, initia
 use timely::communication::allocator::zero_copy::stream::Stream;
 use timely::communication::{AllocatorBuilder, Hooks};
 
-pub use exit::{EXIT_FAILED, EXIT_LOST, EXIT_PANIC, EXIT_SUPERSEDED, before_exit, exit_on_panic, leave};
+pub use exit::{EXIT_FAILED, EXIT_LOST, EXIT_PANIC, EXIT_SUPERSEDED, before_exit, exit_on_panic, leave, stopping};
 pub use tls::TlsFiles;
 pub use watch::{MISSED, Watch, watch_workers};
 

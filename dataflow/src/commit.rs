@@ -335,7 +335,7 @@ impl Committer {
             let image = &mut self.images.entry(shard).or_default().backlog;
             for entry in entries {
                 image.retain(|e| (&e.endpoint, e.platform) != (&entry.endpoint, entry.platform));
-                if entry.backlog.oldest_opening_ms().is_some() {
+                if !entry.backlog.is_empty() {
                     image.push(entry);
                 }
             }
@@ -346,12 +346,6 @@ impl Committer {
     pub fn on_committed(&mut self, id: u64) -> Option<Released> {
         let InFlight { updates, floors, .. } = self.in_flight.take_if(|in_flight| id >= in_flight.id)?;
         Some(Released { updates, floors, results: self.submitted.0, alerts: self.submitted.1 })
-    }
-
-    /// Arrival of the oldest open backfill window of this worker's shards, committed state.
-    pub fn oldest_opening_ms(&self) -> Option<TimeMs> {
-        let backlogs = self.images.values().flat_map(|image| &image.backlog);
-        backlogs.filter_map(|entry| entry.backlog.oldest_opening_ms()).min()
     }
 }
 
@@ -473,7 +467,7 @@ mod tests {
     fn publishing_does_not_wait_for_the_watermark() {
         let mut c = Committer::new(true, BTreeMap::new(), BTreeMap::new(), Rc::default());
         let replay = checkpoint::ReplayPoint { offset: 0, arrival_ms: 0 };
-        let checkpoint = PartitionCheckpoint { next: 5, arrival_ms: 9, replay, exceptions: vec![] };
+        let checkpoint = PartitionCheckpoint { next: 5, arrival_ms: 9, replay, exceptions: vec![], ended: false };
         c.publish(record(1));
         c.progress(PartitionProgress { topic: "t".into(), partition: 3, checkpoint, floor: Some((7, 9)) });
         let epoch = c.next_epoch().unwrap();

@@ -190,6 +190,7 @@ pub fn topology_config(
         source: SourceConfig {
             normalize: NormalizeConfig { time, max_message_bytes: config.input.max_message_bytes.0 as usize },
             batch: BATCH,
+            checkpointing,
             max_ahead_ms: MAX_AHEAD_MS,
             replay_ms: width_ms + time.max_skew_ms,
             max_pending: MAX_PENDING,

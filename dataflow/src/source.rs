@@ -94,7 +94,7 @@ pub enum Standing {
     Reading,
     /// At the end of a live log: a floor of this arrival may be proposed.
     Idle(TimeMs),
-    /// Nothing will ever come: the end of input.
+    /// Nothing will come in this run: the end of input.
     Finished,
 }
 
@@ -163,9 +163,12 @@ pub struct SourceConfig {
     pub normalize: NormalizeConfig,
     /// Records of one activation.
     pub batch: usize,
+    /// Whether a later run goes on from here: then the end of a partition counts once it is committed.
+    pub checkpointing: bool,
     /// How far a partition may run ahead of what is scored, ms of arrival.
     pub max_ahead_ms: i64,
-    /// Arrival back from the committed frontier that windows below it may still need: width plus skew.
+    /// Arrival back from the committed frontier that windows from it on may need: width plus skew. Open backfill windows
+    /// need no more: they close at most a width after they opened.
     pub replay_ms: i64,
     /// Records waiting to be written above which nothing is polled.
     pub max_pending: usize,
@@ -178,8 +181,8 @@ pub struct SourceConfig {
 pub struct SourceLinks {
     /// Frontier of scored windows, all workers.
     pub scored: ProbeHandle<u64>,
-    /// Frontier of committed results, held back by open backfill windows, all workers.
-    pub needed: ProbeHandle<u64>,
+    /// Frontier of committed results, all workers.
+    pub results_committed: ProbeHandle<u64>,
     /// Records of this worker waiting to be written.
     pub pending: Rc<dyn Fn() -> usize>,
     /// Floors whose transaction is committed, by slot: set by `commit_results`.
@@ -222,7 +225,12 @@ struct Slot {
     dirty: bool,
     /// A floor is proposed and not committed yet: nothing is read meanwhile (protocol rule 9).
     held: bool,
+    /// That the input may end here is committed, if it has to be: the watermark need not wait for this partition.
+    may_end: bool,
 }
+
+/// The floor that stands for the end of input: no record of this run comes after it.
+const ENDED: TimeMs = TimeMs::MAX;
 
 type Build<T> = CapacityContainerBuilder<Vec<T>>;
 
@@ -249,7 +257,7 @@ pub fn source<'scope, R: Reader + 'static>(
         .into_iter()
         .map(|assigned| {
             let clock = assigned.checkpoint.as_ref().map_or_else(PartitionClock::new, PartitionClock::resume);
-            Slot { assigned, clock, dirty: false, held: false }
+            Slot { assigned, clock, dirty: false, held: false, may_end: !config.checkpointing }
         })
         .collect();
     let late = config.normalize.time.max_lateness_ms;
@@ -268,7 +276,10 @@ pub fn source<'scope, R: Reader + 'static>(
             let mut transitions = transitions_out.session(&held[2]);
 
             for (slot, floor) in links.committed_floors.borrow_mut().drain(..) {
-                slots[slot].clock.raise(floor);
+                match floor {
+                    ENDED => slots[slot].may_end = true,
+                    floor => slots[slot].clock.raise(floor),
+                }
                 slots[slot].held = false;
             }
 
@@ -359,20 +370,25 @@ pub fn source<'scope, R: Reader + 'static>(
             }
 
             // Progress and floors.
-            let need = links.needed.with_frontier(|f| f.first().map(|f| *f as TimeMs)).unwrap_or(TimeMs::MAX / 2);
-            let need = need - config.replay_ms;
+            let committed = links.results_committed.with_frontier(|f| f.first().map(|f| *f as TimeMs));
+            let need = committed.unwrap_or(TimeMs::MAX / 2) - config.replay_ms;
             let refresh = last_progress.elapsed() > config.refresh;
             for (n, slot) in slots.iter_mut().enumerate() {
                 let idle = match reader.standing(n) {
                     Standing::Idle(floor) if !slot.held && !slot.clock.is_replaying() => Some(floor),
+                    Standing::Finished if !slot.held && !slot.may_end => Some(ENDED),
                     _ => None,
                 };
                 // While a floor waits for its commit, its checkpoint is the last word.
                 if !slot.held && (slot.dirty || refresh || idle.is_some()) {
                     let mut checkpoint = slot.clock.checkpoint(need);
                     let mut floor = None;
+                    checkpoint.ended = config.checkpointing && slot.may_end;
                     if let Some(at) = idle.filter(|at| *at > checkpoint.arrival_ms) {
-                        checkpoint.arrival_ms = at;
+                        match at {
+                            ENDED => checkpoint.ended = true,
+                            at => checkpoint.arrival_ms = at,
+                        }
                         floor = Some((n, at));
                         slot.held = true;
                     }
@@ -390,7 +406,8 @@ pub fn source<'scope, R: Reader + 'static>(
 
             // The watermark of this worker: its least partition.
             let common = reader.common_clock();
-            let open: Vec<usize> = (0..slots.len()).filter(|n| reader.standing(*n) != Standing::Finished).collect();
+            let mut is_over = |n: &usize| reader.standing(*n) == Standing::Finished && slots[*n].may_end;
+            let open: Vec<usize> = (0..slots.len()).filter(|n| !is_over(n)).collect();
             if open.is_empty() {
                 caps = None;
                 return;

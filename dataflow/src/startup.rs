@@ -415,7 +415,8 @@ fn made_anew(why: &str, place: impl Into<String>) -> Failure {
 
 /// Writes down what is new to the job: topics with their ids, and partitions (rule 10): they start above everything
 /// that is written and are known before their first record is read. Also at the first start of all: results of one
-/// worker may be committed before another has committed anything of the partitions that they are made of. Refuses
+/// worker may be committed before another has committed anything of the partitions that they are made of. A partition
+/// whose input has ended is new in the same sense: the watermark did not wait for what comes now. Refuses
 /// topics that are others than those it has read, whatever their offsets say.
 fn admit(
     mut shared: Shared,
@@ -438,12 +439,21 @@ fn admit(
     // Frontiers are watermarks, floors are arrivals.
     let floor = restored.greatest_frontier().map_or(TimeMs::MIN, |frontier| frontier + max_lateness_ms);
     for (topic, partition, start, _) in &shared.logs {
-        if !restored.partitions.contains_key(&(topic.clone(), *partition)) {
+        let checkpoint = match restored.partitions.get(&(topic.clone(), *partition)) {
             // A log whose oldest records are gone before the first run begins where it begins.
-            let replay = ReplayPoint { offset: *start, arrival_ms: floor };
-            let checkpoint = PartitionCheckpoint { next: *start, arrival_ms: floor, replay, exceptions: Vec::new() };
-            new.push((partition_key(topic, *partition), encode(&checkpoint)));
-        }
+            None => PartitionCheckpoint {
+                next: *start,
+                arrival_ms: floor,
+                replay: ReplayPoint { offset: *start, arrival_ms: floor },
+                exceptions: Vec::new(),
+                ended: false,
+            },
+            Some(known) if known.ended => {
+                PartitionCheckpoint { arrival_ms: known.arrival_ms.max(floor), ended: false, ..known.clone() }
+            }
+            Some(_) => continue,
+        };
+        new.push((partition_key(topic, *partition), encode(&checkpoint)));
     }
     if !new.is_empty() {
         let checkpoints = new.iter().map(|(key, value)| Checkpoint { key: key.clone(), value: Some(value.clone()) });

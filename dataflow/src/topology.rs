@@ -94,7 +94,7 @@ pub fn build<'scope, R: Reader + 'static, P: Pane>(
     let shards = config.shards;
     let (index, peers) = (scope.index() as u32, scope.peers() as u32);
     let mine = |shard: &u32| *shard % peers == index;
-    let (scored, needed, alerts_committed) = (ProbeHandle::new(), ProbeHandle::new(), ProbeHandle::new());
+    let (scored, results_committed, alerts_committed) = (ProbeHandle::new(), ProbeHandle::new(), ProbeHandle::new());
     let floors = Rc::new(RefCell::new(Vec::new()));
     let states: BacklogLog = Rc::new(RefCell::new(VecDeque::new()));
     let credit = Credit::new(config.windows_under_way);
@@ -106,7 +106,7 @@ pub fn build<'scope, R: Reader + 'static, P: Pane>(
     ));
     let source_links = SourceLinks {
         scored: scored.clone(),
-        needed: needed.clone(),
+        results_committed: results_committed.clone(),
         pending: Rc::new({
             let commits = commits.clone();
             move || commits.borrow_mut().committer().pending()
@@ -147,9 +147,8 @@ pub fn build<'scope, R: Reader + 'static, P: Pane>(
         .changes
         .inspect_batch(move |_, b| changed(b.len()))
         .map(move |c| OfShard { shard: c.endpoint().shard(shards), record: c });
-    let committed = commit_results(raw.published, verdicts, changes, commits.clone());
-    committed.needed.probe_with(&needed);
-    let raised = correlate(committed.released, config.correlate, restored.correlation(), metrics.correlate);
+    let released = commit_results(raw.published, verdicts, changes, commits.clone()).probe_with(&results_committed);
+    let raised = correlate(released, config.correlate, restored.correlation(), metrics.correlate);
     let raised = raised.inspect_batch(move |_, b| raised_batches(b.len()));
     commit_alerts(raised, commits.clone()).probe_with(&alerts_committed);
 

@@ -21,6 +21,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{ClientConfig, TopicPartitionList};
 
+use crate::writer::default_setting;
+
 /// A password or key. Prints as `***`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub String);
@@ -175,6 +177,9 @@ pub enum ClientError {
     },
 }
 
+/// How long a broker may take for an answer before its client asks another one (`kafka.extra."socket.timeout.ms"`).
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// librdkafka settings that exactly-once, replay or this crate's own threads rest on.
 const OURS: &[&str] = &[
     "acks",
@@ -219,6 +224,8 @@ impl KafkaConfig {
             // A broker that is back is found within a second, not after the default of ten.
             .set("reconnect.backoff.max.ms", "1000")
             .set("log.connection.close", "false");
+        // A broker that hangs keeps its connections: only requests that time out send a client to the next leader.
+        default_setting(&mut client, "socket.timeout.ms", &ANSWER_TIMEOUT.as_millis().to_string());
         let s = &self.security;
         client.set("security.protocol", s.protocol.name());
         let password = match (&s.password, &s.password_file) {

@@ -25,7 +25,6 @@ use rdkafka::{Offset, Timestamp, TopicPartitionList};
 
 use crate::admin::Arrival;
 use crate::client::{ClientError, KafkaConfig, LinkContext, is_temporary, watermarks};
-use crate::writer::default_setting;
 
 /// A partition and where to begin in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,9 +153,6 @@ impl Consumer {
             // out of it, its queue full then, gets nothing: with the default of 500 ms a run that catches up with some
             // partitions idle took three times as long.
             .set("fetch.wait.max.ms", "20");
-        // A broker that hangs, its connections open, is given up after this, not after the default of a minute: only
-        // then is it looked up who leads its partitions by now.
-        default_setting(&mut settings, "socket.timeout.ms", "10000");
         let consumer: BaseConsumer<LinkContext> =
             BaseConsumer::from_config_and_context(&settings, LinkContext::default())
                 .map_err(|e| config.creation_error(e))?;

@@ -31,7 +31,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, Prod
 use rdkafka::{Offset, Timestamp, TopicPartitionList};
 
 use crate::admin::MAX_OUTPUT_BYTES;
-use crate::client::{KafkaConfig, LinkContext};
+use crate::client::{ANSWER_TIMEOUT, ClientError, KafkaConfig, LinkContext};
 use crate::epoch::{Epoch, Sink, SourceOffset, WriterError};
 
 /// Who writes, and how patiently.
@@ -72,6 +72,11 @@ impl BrokerClock {
     }
 }
 
+/// How often [`TransactionalWriter::fence`] waits for a coordinator, `kafka.timeout` each time.
+pub const COORDINATOR_WAITS: u32 = 6;
+/// What a commit gets even if writing its records took all the time that the epoch had.
+const LEAST_COMMIT: Duration = Duration::from_secs(1);
+
 /// The only holder of a transactional id.
 pub struct TransactionalWriter {
     config: WriterConfig,
@@ -87,7 +92,8 @@ pub struct TransactionalWriter {
 impl TransactionalWriter {
     /// Takes the transactional id: every earlier holder is fenced, its open transaction aborted. Writes nothing.
     ///
-    /// Blocks for about 60 ms, over an open transaction 600 ms, with a cold coordinator a second.
+    /// Blocks for about 60 ms, over an open transaction 600 ms, with a cold coordinator a second; while brokers answer
+    /// and have no coordinator ready, as after their start, for [`COORDINATOR_WAITS`] times `kafka.timeout` at most.
     pub fn fence(config: WriterConfig) -> Result<Self, WriterError> {
         let mut settings = config.kafka.client(&config.transactional_id)?;
         let timeout_ms = config.transaction_timeout.as_millis().to_string();
@@ -96,6 +102,11 @@ impl TransactionalWriter {
             .set("transaction.timeout.ms", &timeout_ms)
             .set("message.timeout.ms", &timeout_ms)
             .set("message.max.bytes", MAX_OUTPUT_BYTES.to_string());
+        if !config.kafka.extra.contains_key("socket.timeout.ms") {
+            // No answer is waited for until the end of the transaction: it would be too late to ask another broker.
+            let answer = ANSWER_TIMEOUT.min(config.transaction_timeout / 2);
+            settings.set("socket.timeout.ms", answer.as_millis().to_string());
+        }
         // An epoch comes at once and is waited for: lingering for more would only delay it.
         default_setting(&mut settings, "linger.ms", "1");
         producer_defaults(&mut settings);
@@ -113,15 +124,37 @@ impl TransactionalWriter {
             #[cfg(test)]
             before_commit: None,
         };
-        match writer.producer.init_transactions(writer.config.kafka.timeout) {
-            Ok(()) => Ok(writer),
-            Err(error) if writer.is_fenced(&error) => Err(writer.fenced(None)),
-            Err(error) => {
-                writer.producer.poll(Duration::from_millis(20)); // delivers what the client has to say
-                let what = format!("give us transactional id \"{}\"", writer.config.transactional_id);
-                Err(writer.config.kafka.request_error(what, &writer.producer.context().link.0, error).into())
+        writer.take_id()?;
+        Ok(writer)
+    }
+
+    fn take_id(&self) -> Result<(), WriterError> {
+        let kafka = &self.config.kafka;
+        let what = || format!("give us transactional id \"{}\"", self.config.transactional_id);
+        for waits in 1.. {
+            let error = match self.producer.init_transactions(kafka.timeout) {
+                Ok(()) => break,
+                Err(error) if self.is_fenced(&error) => return Err(self.fenced(None)),
+                Err(error) => error,
+            };
+            self.producer.poll(Duration::from_millis(20)); // delivers what the client has to say
+            // The client has asked again every half second. If brokers answer other questions, they are still looking for
+            // the coordinator, or it is still loading.
+            let resumable = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
+            if !resumable || self.producer.client().fetch_metadata(None, kafka.timeout).is_err() {
+                return Err(kafka.request_error(what(), &self.producer.context().link.0, error).into());
+            }
+            if waits == COORDINATOR_WAITS {
+                let (brokers, source) = (kafka.brokers.clone(), error.into());
+                return Err(ClientError::Refused { brokers, what: what(), source }.into());
+            }
+            if waits == 1 {
+                let (id, limit) = (&self.config.transactional_id, (kafka.timeout * COORDINATOR_WAITS).as_secs());
+                let reason = reason(&error);
+                tracing::warn!(id, reason, "no transaction coordinator is ready yet: waiting up to {limit} s for it");
             }
         }
+        Ok(())
     }
 
     /// [`fence`](Self::fence) of many ids at once: each waits for the transaction it interrupts.
@@ -267,7 +300,9 @@ impl Sink for TransactionalWriter {
         if let Some(act) = self.before_commit.take() {
             act();
         }
-        match self.producer.commit_transaction(timeout) {
+        // Whatever is left, so that an epoch takes no longer than it may; a moment for a commit that is nearly there.
+        let left = deadline.saturating_duration_since(Instant::now()).max(LEAST_COMMIT);
+        match self.producer.commit_transaction(left) {
             Ok(()) => {}
             Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
                 return Err(self.aborted(id, &KafkaError::Transaction(error)));
@@ -477,6 +512,25 @@ mod tests {
         // A broker whose clock was set back is believed: floors that are committed stay.
         clock.heard(5_000);
         assert!((5_000..6_000).contains(&clock.now_ms().unwrap()));
+    }
+
+    #[test]
+    fn a_coordinator_that_is_not_ready_is_waited_for_but_not_for_ever() {
+        // Of a broker that has just started, the first question takes a second or more.
+        let impatient = |cluster: &Cluster| {
+            let mut config = config(cluster, "cold-0");
+            config.kafka.timeout = Duration::from_millis(400);
+            config
+        };
+        let cluster = Cluster::start();
+        TransactionalWriter::fence(impatient(&cluster)).unwrap().commit(epoch(1, Vec::new())).unwrap();
+        // One that can never have the topic of its transactions.
+        let cluster = Cluster::start_with(1, &["transaction.state.log.replication.factor=3"]);
+        let asked = Instant::now();
+        let error = TransactionalWriter::fence(impatient(&cluster)).map(|_| ()).unwrap_err();
+        assert!(matches!(&error, WriterError::Client(ClientError::Refused { .. })), "{error:?}");
+        assert!(error.to_string().ends_with("refused to give us transactional id \"cold-0\""), "{error}");
+        assert!(asked.elapsed() > Duration::from_millis(400) * COORDINATOR_WAITS, "{:?}", asked.elapsed());
     }
 
     #[test]

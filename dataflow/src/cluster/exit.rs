@@ -6,6 +6,7 @@
 //! the other processes: theirs then name the first cause and not its echo.
 
 use std::panic;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -23,14 +24,13 @@ pub const EXIT_PANIC: i32 = 101;
 const FAREWELL: Duration = Duration::from_millis(300);
 /// What the hook gets, at most.
 const HOOK_LIMIT: Duration = Duration::from_millis(700);
-/// After this the process is aborted: a destructor of some C library at exit may hang.
-const ABORT_AFTER: Duration = Duration::from_millis(1500);
 /// For the watch to say which peer was lost, where timely's own threads noticed first.
 const WATCH_FIRST: Duration = Duration::from_secs(1);
 
 type Hook = Box<dyn FnOnce(&str) + Send>;
 
 static LEAVING: OnceLock<String> = OnceLock::new();
+static STOPPING: AtomicBool = AtomicBool::new(false);
 static HOOK: Mutex<Option<Hook>> = Mutex::new(None);
 
 /// Sets what runs, with the reason, before the process ends for a lost peer, a hung worker or a panic:
@@ -44,23 +44,32 @@ pub(super) fn leaving() -> Option<&'static str> {
     LEAVING.get().map(String::as_str)
 }
 
+/// This process was asked to stop. Its peers probably were as well: that they go is no failure any more.
+pub fn stopping() {
+    STOPPING.store(true, Ordering::Relaxed);
+}
+
 /// Ends the process with `code`, having said why on standard error, to the hook and to the peers.
 ///
 /// For what no thread can return from: a worker that gives up would leave the others waiting for it. Of
-/// several threads that call this, the first one's reason counts. Takes half a second, 1.5 s at most.
+/// several threads that call this, the first one's reason counts. Takes half a second, 1 s at most.
 pub fn leave(reason: String, code: i32) -> ! {
+    match code {
+        EXIT_LOST if STOPPING.load(Ordering::Relaxed) => end(format!("stopped as asked: {reason}"), "", 0),
+        0 | EXIT_SUPERSEDED => end(reason, "", code),
+        _ => end(reason, "; exiting so that the supervisor restarts the cluster", code),
+    }
+}
+
+fn end(reason: String, next: &str, code: i32) -> ! {
     if LEAVING.set(reason.clone()).is_err() {
         // Another thread is at it.
         loop {
             thread::park();
         }
     }
-    named("cluster-abort", || {
-        thread::sleep(ABORT_AFTER);
-        std::process::abort();
-    });
-    let next = if code == EXIT_SUPERSEDED { "" } else { "; exiting so that the supervisor restarts the cluster" };
-    eprintln!("error: {reason}{next}");
+    let word = if code == 0 { "" } else { "error: " };
+    eprintln!("{word}{reason}{next}");
     if let Some(hook) = HOOK.lock().unwrap_or_else(|e| e.into_inner()).take() {
         let (done, wait) = mpsc::channel();
         named("cluster-exit", move || {
@@ -70,7 +79,8 @@ pub fn leave(reason: String, code: i32) -> ! {
         wait.recv_timeout(HOOK_LIMIT).ok();
     }
     thread::sleep(FAREWELL);
-    std::process::exit(code);
+    // Not the usual exit: other threads may be deep in a C library, whose destructors would hang or crash.
+    signal_hook::low_level::exit(code);
 }
 
 /// From here on a panic in any thread ends the process with code 101.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use logster_sinks::capture::Framing;
@@ -10,7 +10,7 @@ use prometheus::Registry;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::cli::Overrides;
-use crate::cluster::{ClusterConfig, TlsFiles, loopback_hosts, read_hostfile};
+use crate::cluster::{ClusterConfig, TlsFiles, leave, loopback_hosts, read_hostfile, stopping};
 use crate::config::Config;
 use crate::config::value::InputSource;
 use crate::engine::{self, AllMetrics, Edges, Models, Plan};
@@ -22,6 +22,10 @@ use crate::summary::Summary;
 
 /// How long processes wait for each other at start.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a stop may wait for the transaction under way; with what leaving takes, below the 10 s that are promised.
+const STOP_LIMIT: Duration = Duration::from_secs(7);
+/// How often signals are looked for.
+const TICK: Duration = Duration::from_millis(50);
 
 /// Arguments of `logster run`.
 #[derive(clap::Args, Debug)]
@@ -128,9 +132,10 @@ impl Args {
 pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     args.check(config)?;
     let workers = args.workers as usize;
+    let health = HealthState::new(workers, Duration::from_millis(config.http.stall_after.ms() as u64));
+    let ended = stop_on_signal(health.clone())?;
     let registry = Registry::new();
     let metrics = AllMetrics::new(&registry)?;
-    let health = HealthState::new(workers, Duration::from_millis(config.http.stall_after.ms() as u64));
     let _server = config.http.enabled.then(|| Server::start(&config.http, registry, health.clone())).transpose()?;
     let models = Models::load(config, workers)?.with_shadow(config)?;
     let (edges, summary) = match config.input.source {
@@ -148,7 +153,6 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let observer = summary.as_ref().map(Summary::observer);
     let cluster = args.cluster(config, &models)?;
     let in_cluster = cluster.is_some();
-    let ended = stop_on_signal()?;
     let run = |models: Models, stop| {
         let (cluster, edges, observer) = (cluster.clone(), edges.clone(), observer.clone());
         engine::run(config, Plan { cluster, workers, edges, observer, stop }, models, &metrics, &health)
@@ -164,12 +168,28 @@ pub fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
 }
 
 /// A flag that SIGTERM and SIGINT set; the second signal ends the process at once.
-fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
+///
+/// Workers look at the flag between two transactions. Before they have begun nothing is under way, and a start may wait
+/// long for brokers and peers: it ends at once. What is under way for too long is left to be aborted, as after kill -9.
+fn stop_on_signal(health: HealthState) -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
         signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())?;
         signal_hook::flag::register(signal, stop.clone())?;
     }
+    let asked = stop.clone();
+    let watch = move || {
+        while !asked.load(Ordering::Relaxed) {
+            std::thread::sleep(TICK);
+        }
+        stopping();
+        if !health.has_begun() {
+            leave("stopped while starting".to_owned(), 0);
+        }
+        std::thread::sleep(STOP_LIMIT);
+        leave(format!("stopped: a transaction did not end within {} s, it will be aborted", STOP_LIMIT.as_secs()), 0);
+    };
+    std::thread::Builder::new().name("stop".to_owned()).spawn(watch)?;
     Ok(stop)
 }
 

@@ -38,8 +38,6 @@ pub struct CommitState {
     /// Committed frontiers; `None`: complete.
     results: Option<u64>,
     alerts: Option<u64>,
-    /// What a replay must still reach, beyond the windows at `results`: the oldest open backfill window.
-    needed: Option<u64>,
     activators: Vec<Activator>,
 }
 
@@ -53,7 +51,6 @@ pub fn links(committer: Committer) -> CommitLinks {
         committer,
         results: Some(0),
         alerts: Some(0),
-        needed: Some(0),
         activators: Vec::new(),
     }))
 }
@@ -76,32 +73,23 @@ fn hold(cap: &mut Option<Capability<u64>>, committed: Option<u64>) {
     }
 }
 
-/// Streams of [`commit_results`].
-pub struct Committed<'scope> {
-    /// Alert updates whose results are committed. Its frontier is the committed frontier.
-    pub released: StreamVec<'scope, u64, AlertChange>,
-    /// No data. Its frontier is the committed one, held back by open backfill windows: what replays need.
-    pub needed: StreamVec<'scope, u64, ()>,
-}
-
-/// The timely operator for what the source published and the shards found.
+/// The timely operator for what the source published and the shards found: alert updates whose results are committed.
+/// Its output frontier is the committed one.
 pub fn commit_results<'scope>(
     published: StreamVec<'scope, u64, Published>,
     results: StreamVec<'scope, u64, OfShard<OutputRecord>>,
     updates: StreamVec<'scope, u64, OfShard<AlertChange>>,
     links: CommitLinks,
-) -> Committed<'scope> {
+) -> StreamVec<'scope, u64, AlertChange> {
     let scope = results.scope();
     let mut builder = OperatorBuilder::new("commit_results".to_owned(), scope);
     let mut published = builder.new_input(published, Pipeline);
     let mut results = builder.new_input(results, Pipeline);
     let mut updates = builder.new_input(updates, Pipeline);
     let (output, released) = builder.new_output::<Vec<AlertChange>>();
-    let (_, needed) = builder.new_output::<Vec<()>>();
     let mut output = OutputBuilder::<_, CapacityContainerBuilder<Vec<AlertChange>>>::from(output);
     links.borrow_mut().activators.push(scope.activator_for(builder.operator_info().address));
     builder.build(move |mut capabilities| {
-        let mut needed = capabilities.pop();
         let mut cap = capabilities.pop();
         move |frontiers| {
             let mut state = links.borrow_mut();
@@ -127,10 +115,9 @@ pub fn commit_results<'scope>(
                 output.session(&cap.delayed(&time)).give(update);
             }
             hold(&mut cap, state.results);
-            hold(&mut needed, state.needed);
         }
     });
-    Committed { released, needed }
+    released
 }
 
 /// The timely operator for the alerts of this worker's tenants. Its output frontier is the committed one.
@@ -252,8 +239,6 @@ impl Driver {
             let Some(released) = state.committer.on_committed(id) else { continue };
             state.released.extend(released.updates);
             (state.results, state.alerts) = (released.results, released.alerts);
-            let opening = state.committer.oldest_opening_ms().map(|ms| ms.max(0) as u64);
-            state.needed = state.results.into_iter().chain(opening).min();
             self.floors.borrow_mut().extend(released.floors);
             state.activators.iter().for_each(Activator::activate);
             if let Some((begun, records)) = self.under_way.take() {

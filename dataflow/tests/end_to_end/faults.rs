@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use logster_schema::{OutputTopic, RawTopic, time};
 use logster_sinks::reader::{End, read_committed};
@@ -114,6 +114,44 @@ fn of_two_complete_runs_one_stays_and_the_other_says_why() {
     let n = bed.produce(0..40);
     bed.await_normalized(&mut second, n);
     bed.stop(second);
+}
+
+/// SIGTERM ends a run well and in time wherever it is: it loads models, waits for a broker or a peer, takes the job over,
+/// works, waits for a commit that is not answered.
+#[test]
+fn sigterm_ends_a_run_well_at_any_moment() {
+    let bed = Bed::new();
+    let end = |mut run: Run, what: &str| {
+        let since = Instant::now();
+        run.signal_all("TERM");
+        let ended = run.end(Duration::from_secs(10));
+        assert!(ended.iter().all(|end| end.code == Some(0)), "{what}: {ended:?}");
+        println!("SIGTERM to a run {what}: ended after {:.1} s", since.elapsed().as_secs_f64());
+    };
+    let begun = |name: &str, shape: Shape| {
+        let mut run = bed.live(name, shape);
+        run.wait_until(SOON, "its signal handlers", |run| (0..shape.processes).all(|n| run.handles_term(n)));
+        run
+    };
+    for (n, delay_ms) in [0, 300, 1_000].into_iter().enumerate() {
+        let run = begun(&format!("run-{n}"), Shape { processes: 1 + n % 2, workers: 2 });
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        end(run, &format!("{delay_ms} ms old"));
+    }
+    let run = bed.ready("working", Shape { processes: 2, workers: 1 });
+    end(run, "at work");
+    let run = bed.ready("committing", Shape { processes: 1, workers: 2 });
+    bed.cluster.pause_broker(1);
+    std::thread::sleep(Duration::from_millis(500));
+    end(run, "whose broker hangs");
+    let run = begun("waiting", Shape { processes: 2, workers: 1 });
+    std::thread::sleep(Duration::from_secs(2));
+    end(run, "that waits for a broker");
+    bed.cluster.resume_broker(1);
+    let mut run = bed.ready("last", Shape::ONE);
+    let n = bed.produce(0..40);
+    bed.await_normalized(&mut run, n);
+    bed.stop(run);
 }
 
 #[test]
@@ -253,18 +291,27 @@ fn a_full_disk_under_the_broker_loses_nothing() {
     want.assert_same("after a full disk", &Outputs::of_topics(&cluster.config()));
 }
 
-/// Passes bytes on to a broker and back, each piece so much later.
+/// Passes bytes on to a broker and back, each piece so much later: late, but as many a second as before.
 fn slow_link(port: u16, broker: String, delay_ms: &'static AtomicU64) {
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
     std::thread::spawn(move || {
         for caller in listener.incoming() {
             let (caller, Ok(callee)) = (caller.unwrap(), TcpStream::connect(&broker)) else { continue };
             for (mut from, mut to) in [(caller.try_clone().unwrap(), callee.try_clone().unwrap()), (callee, caller)] {
+                let (put, take) = std::sync::mpsc::sync_channel::<(Instant, Vec<u8>)>(1 << 12);
                 std::thread::spawn(move || {
                     let mut buffer = [0; 1 << 16];
                     while let Ok(read @ 1..) = from.read(&mut buffer) {
-                        std::thread::sleep(Duration::from_millis(delay_ms.load(Ordering::Relaxed)));
-                        if to.write_all(&buffer[..read]).is_err() {
+                        let due = Instant::now() + Duration::from_millis(delay_ms.load(Ordering::Relaxed));
+                        if put.send((due, buffer[..read].to_vec())).is_err() {
+                            break;
+                        }
+                    }
+                });
+                std::thread::spawn(move || {
+                    for (due, piece) in take {
+                        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                        if to.write_all(&piece).is_err() {
                             break;
                         }
                     }

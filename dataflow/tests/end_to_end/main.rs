@@ -249,6 +249,56 @@ fn assert_rules_found_once(outputs: &Outputs) {
     assert!(parse(OutputTopic::Alerts).iter().any(named));
 }
 
+/// A partition that was empty, or at its end, when `--until-end` closed all windows may get older records later: they
+/// are judged by a later run, in the backfill.
+#[test]
+fn what_is_produced_after_the_end_of_the_input_is_judged_however_old_it_is() {
+    const BEGIN: i64 = 1_773_738_000_000;
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start();
+    let path = dir.path().join("in.ndjson");
+    let lines = |hosts: std::ops::Range<usize>, from_ms: i64| {
+        let line = |n: usize, host: usize| {
+            let ts = from_ms + n as i64 * 1_000;
+            let at = logster_schema::time::format(ts);
+            format!(
+                "{{\"topic\":\"linux-ebpf-file-logs\",\"ts\":{ts},\"value\":{{\"@timestamp\":\"{at}\",\"host\":{{\"name\":\
+                 \"h{host}\"}},\"log_source\":\"linux-ebpf-file\",\"message\":\"{} {} [FILE]    pid=7   tar              \
+                 flags=O_RDONLY   /etc/passwd\"}}}}\n",
+                &at[..10],
+                &at[11..19]
+            )
+        };
+        (0..60).flat_map(|n| hosts.clone().map(move |host| line(n, host))).collect::<String>()
+    };
+    let play = |lines: String, workers: u32| {
+        std::fs::write(&path, lines).unwrap();
+        let produced = ["produce", "--kafka", cluster.brokers(), "--input", path.to_str().unwrap()];
+        succeed(logster(&produced));
+        succeed(kafka_run(cluster.brokers(), workers));
+        let outputs = Outputs::of_topics(&KafkaConfig::plain(cluster.brokers()));
+        let results = outputs.keys(OutputTopic::Results).flat_map(|(_, records)| records);
+        let results = results.map(|text| serde_json::from_str::<Value>(text).unwrap());
+        let windows = results.map(|r| {
+            let host: usize = r["endpoint_id"].as_str().unwrap()[1..].parse().unwrap();
+            (host, r["backfill"] == true, r["num_events"].as_u64().unwrap())
+        });
+        (outputs.count(OutputTopic::Normalized), windows.collect::<Vec<_>>())
+    };
+    succeed(logster(&["topics", "create", "--kafka", cluster.brokers(), "--set", "input.arrival=create"]));
+    let first = play(lines(0..1, BEGIN), 2);
+    // The first host's partition again, and others that were empty.
+    let second = play(lines(0..20, BEGIN - 3_600_000), 1);
+    assert_eq!((first.0, second.0), (60, 60 + 20 * 60));
+    let live: Vec<_> = second.1.iter().filter(|(_, backfill, _)| !backfill).cloned().collect();
+    assert_eq!(live, first.1, "what was judged stays");
+    for host in 0..20 {
+        let shown =
+            |of: &[(usize, bool, u64)]| of.iter().filter(|(h, b, _)| *h == host && *b).map(|(.., n)| n).sum::<u64>();
+        assert_eq!(shown(&second.1), 60 * 6, "each record of host {host} lies in six windows");
+    }
+}
+
 /// `--until-end` ends an input, not the job: what is produced later is judged by a later run.
 #[test]
 fn a_second_run_goes_on_where_the_first_ended() {

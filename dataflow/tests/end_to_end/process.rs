@@ -184,6 +184,14 @@ impl Run {
         }
     }
 
+    /// Process `index` has come so far that SIGTERM does not simply kill it.
+    pub fn handles_term(&self, index: usize) -> bool {
+        const TERM: u32 = 15;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid(index))).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        caught.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() >> (TERM - 1) & 1 == 1)
+    }
+
     /// The same to all of its processes.
     pub fn signal_all(&self, signal: &str) {
         (0..self.members.len()).for_each(|index| self.signal(index, signal));

@@ -73,7 +73,7 @@ pub struct Job {
     pub worker: usize,
     pub chance: Chance,
     pub scores: Scores,
-    /// The logs end where they end now.
+    /// The logs end where they end when the run begins.
     pub until_end: bool,
 }
 
@@ -85,6 +85,7 @@ fn config(mutation: Option<Mutation>, refresh: Duration) -> TopologyConfig {
         source: SourceConfig {
             normalize: NormalizeConfig { time, max_message_bytes: 1 << 16 },
             batch: 6,
+            checkpointing: true,
             max_ahead_ms: 3_000,
             replay_ms: if mutation == Some(Mutation::ReplayWithoutWindow) { 0 } else { WIDTH_MS + SKEW_MS },
             max_pending: 200,
@@ -228,6 +229,8 @@ struct SimSlot {
     next: usize,
     /// What has been delivered so far: later records are on their way.
     delivered: usize,
+    /// Where the input ends, if it does.
+    end: Option<usize>,
     proposed: TimeMs,
 }
 
@@ -243,10 +246,10 @@ impl Reader for SimReader {
         let (mut taken, first) = (0, self.job.chance.below(self.slots.len().max(1) as u64) as usize);
         for n in 0..self.slots.len() {
             let slot = (first + n) % self.slots.len();
-            let SimSlot { place, next, delivered, .. } = &mut self.slots[slot];
+            let SimSlot { place, next, delivered, end, .. } = &mut self.slots[slot];
             let log = &world.logs[place];
             if self.job.until_end || !self.job.chance.one_in(3) {
-                *delivered = log.len();
+                *delivered = end.unwrap_or(log.len());
             }
             while taken < max && *next < *delivered && ready(slot) {
                 let Raw { ts_ms, payload } = &log[*next];
@@ -268,12 +271,12 @@ impl Reader for SimReader {
 
     fn standing(&mut self, slot: usize) -> Standing {
         let world = self.job.world.lock().unwrap();
-        let SimSlot { place, next, delivered, proposed } = &mut self.slots[slot];
+        let SimSlot { place, next, delivered, proposed, end } = &mut self.slots[slot];
         if *next < *delivered {
             return Standing::Reading;
         }
-        if self.job.until_end {
-            return if *next == world.logs[place].len() { Standing::Finished } else { Standing::Reading };
+        if let Some(end) = end {
+            return if next >= end { Standing::Finished } else { Standing::Reading };
         }
         if world.is(Mutation::TransitionsNeverIdle) && place.0 == TRANSITIONS_TOPIC {
             return Standing::Reading;
@@ -395,7 +398,8 @@ impl JobLog for SimLog {
             // As if it were known: from its start, without floor.
             for (topic, partition) in world.logs.keys() {
                 let replay = ReplayPoint { offset: 0, arrival_ms: TimeMs::MIN };
-                let fresh = PartitionCheckpoint { next: 0, arrival_ms: TimeMs::MIN, replay, exceptions: vec![] };
+                let exceptions = Vec::new();
+                let fresh = PartitionCheckpoint { next: 0, arrival_ms: TimeMs::MIN, replay, exceptions, ended: false };
                 records.entry(format!("partition/{topic}/{partition}")).or_insert_with(|| encode(&fresh));
             }
         }
@@ -419,16 +423,19 @@ pub fn work(allocator: Allocator, job: Job) -> anyhow::Result<()> {
     // Without a clock every timer of the dataflow is due at once.
     let mut worker = Worker::new(WorkerConfig::default(), allocator, None);
     let log = SimLog::new(job.clone());
-    let Taken { restored, assigned, generation, .. } = take_over(&mut worker, &log, SHARDS, "simulated", LATENESS_MS)?;
+    let Taken { restored, assigned, generation, ends, .. } =
+        take_over(&mut worker, &log, SHARDS, "simulated", LATENESS_MS)?;
     let mutation = job.world.lock().unwrap().mutation;
     let failed: Rc<RefCell<Option<anyhow::Error>>> = Rc::default();
     let early = Rc::new(RefCell::new(Vec::new()));
     let open = |_, assigned: &[Assigned]| {
-        let slot = |a: &Assigned| {
+        let slot = |(a, end): (&Assigned, &i64)| {
             let next = a.start_offset() as usize;
-            SimSlot { place: (a.topic.name().to_owned(), a.partition), next, delivered: next, proposed: TimeMs::MIN }
+            let end = job.until_end.then_some(*end as usize);
+            let place = (a.topic.name().to_owned(), a.partition);
+            SimSlot { place, next, delivered: next, end, proposed: TimeMs::MIN }
         };
-        SimReader { job: job.clone(), slots: assigned.iter().map(slot).collect(), early: early.clone() }
+        SimReader { job: job.clone(), slots: assigned.iter().zip(&ends).map(slot).collect(), early: early.clone() }
     };
     let (scores, mut chance) = (job.scores.clone(), job.chance.clone());
     let refresh = if chance.one_in(4) { Duration::ZERO } else { Duration::MAX };

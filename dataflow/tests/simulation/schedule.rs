@@ -66,8 +66,15 @@ struct Run {
 }
 
 impl Run {
-    fn start(world: &Arc<Mutex<World>>, run: usize, workers: usize, chance: &mut Chance, scores: Scores) -> Self {
-        world.lock().unwrap().note(|| format!("run {run} starts with {workers} workers"));
+    fn start(
+        world: &Arc<Mutex<World>>,
+        run: usize,
+        workers: usize,
+        chance: &mut Chance,
+        scores: Scores,
+        until_end: bool,
+    ) -> Self {
+        world.lock().unwrap().note(|| format!("run {run} starts with {workers} workers, until the end: {until_end}"));
         let seats: Vec<Seat> = (0..workers).map(|_| Seat::new()).collect();
         let jobs: Vec<Job> = seats
             .iter()
@@ -79,7 +86,7 @@ impl Run {
                 worker,
                 chance: Chance(chance.next()),
                 scores: scores.clone(),
-                until_end: false,
+                until_end,
             })
             .collect();
         Self::spawn(seats, jobs)
@@ -122,10 +129,15 @@ struct Story {
     waiting: usize,
     reproducible: bool,
     restless: bool,
+    /// Some runs take what is there for the end of their input.
+    ending: bool,
     /// A partition was added that the runs so far do not know.
     unknown_partition: bool,
     records: usize,
 }
+
+/// From this seed on, runs may take what is there for the end of their input, and others go on later.
+pub const ENDING: u64 = 1 << 32;
 
 /// Plays the story of a seed.
 pub fn play(seed: u64, mutation: Option<Mutation>) -> Told {
@@ -148,6 +160,7 @@ pub fn play(seed: u64, mutation: Option<Mutation>) -> Told {
         waiting: 0,
         reproducible,
         restless,
+        ending: seed >= ENDING,
         unknown_partition: false,
         records: 0,
     };
@@ -200,7 +213,8 @@ impl Story {
         let run = self.runs.len();
         let workers = 1 + self.chance.below(3) as usize;
         let scores = self.scores(run);
-        self.runs.push(Run::start(&self.world, run, workers, &mut self.chance, scores));
+        let until_end = self.ending && !self.chance.one_in(3);
+        self.runs.push(Run::start(&self.world, run, workers, &mut self.chance, scores, until_end));
         self.current.push(run);
     }
 
@@ -469,13 +483,16 @@ impl Story {
 
     /// Quiet: one run goes on, the clock does, and everything must come out. Says what is wrong.
     fn settle(&mut self) -> Option<String> {
+        // Closed windows may end after the clock: what comes then waits until it has caught up.
+        let ahead = if self.ending { 2 * WIDTH_MS } else { 0 };
+        self.ending = false;
         // Whether what is there goes on or a new run begins.
         if self.chance.one_in(2) || self.unknown_partition {
             self.current.clear();
             self.start();
         }
         self.lock().note(|| "quiet".to_owned());
-        let until = self.lock().clock + WIDTH_MS + HOP_MS + 3 * (LATENESS_MS + SKEW_MS) + WIDTH_MS;
+        let until = self.lock().clock + WIDTH_MS + HOP_MS + 3 * (LATENESS_MS + SKEW_MS) + WIDTH_MS + ahead;
         let mut wrong = None;
         for round in 0..240 {
             let mut world = self.lock();

@@ -172,6 +172,7 @@ impl World {
                     (c.arrival_ms, c.replay.arrival_ms) = (logged(c.next), logged(c.replay.offset));
                     c.exceptions.clear();
                 }
+                Mutation::EndsUnrecorded => c.ended = false,
                 Mutation::ExceptionsUnrecorded => c.exceptions.clear(),
                 Mutation::ReplayFromPublished => {
                     c.replay.offset = c.next;
