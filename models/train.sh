@@ -3,12 +3,13 @@
 # seen, and writes the report. Interrupted, it goes on where it stopped.
 #
 #   LOGSTER_CORPUS  folder with windows/ and linux/ (default ../shared/corpus)
-#   MODEL_VERSION     version of the packages (default 6; count on when data or recipe change: ids of results hold it)
+#   MODEL_VERSION     version of the packages (default 7; count on when data or recipe change: ids of results hold it)
 #   MODEL_SEEDS       seeds per model (default 5)
 #   MODEL_GAT         platforms whose package holds a trained GAT beside the linear head (default "windows")
 #   MODEL_FEEDBACK    folder of `logster export-feedback`: alerts that analysts decided on, to train on as well
-#   MODEL_BACKGROUND  folder of recordings of ordinary Linux work with their labels.json (models/data/ makes them): of what
-#                     is benign in them every other recording trains, the rest tells the rate of false alerts
+#   MODEL_BACKGROUND  folder of recordings of one's own with their labels.json (models/data/ makes them, Linux): the report
+#                     says what the package raises on them
+#   MODEL_BACKGROUND_TRAINS=1  their attacks train too, and every other recording of ordinary work; the rest is reported
 #   MODEL_JOBS        trainings and plays at a time (default: the cores; nothing depends on it)
 #   MODEL_THREADS     threads of one training (default 1: repeats bit for bit; with more, one training at a time)
 set -euo pipefail
@@ -65,10 +66,11 @@ for platform in windows linux; do
     if [ "$platform" = linux ] && [ -n "${MODEL_BACKGROUND:-}" ]; then
         exported background "$MODEL_BACKGROUND" --views
         options+=(--background "$work/background.arrow" --background-labels "$MODEL_BACKGROUND")
+        [ -n "${MODEL_BACKGROUND_TRAINS:-}" ] && options+=(--background-trains)
     fi
     nice "$python" -m trainer.train --platform "$platform" --windows "$work/$platform.arrow" \
         --labels "$corpus/$platform/labels.json" --work "$work/$platform" --package "packages/$platform" \
-        --version "${MODEL_VERSION:-6}" --seeds "${MODEL_SEEDS:-5}" --threads "$threads" --jobs "$jobs" "${options[@]}"
+        --version "${MODEL_VERSION:-7}" --seeds "${MODEL_SEEDS:-5}" --threads "$threads" --jobs "$jobs" "${options[@]}"
 done
 # The product judges: each fold's recordings with the packages that have not seen them.
 for platform in windows linux; do

@@ -177,9 +177,11 @@ class TrainTest(unittest.TestCase):
         windows, known = read_more(arrow, folder)
         self.assertEqual(({w.view for w in windows}, {w.label for w in windows}), ({"more all"}, {BENIGN, MALICIOUS}))
         with mock.patch.object(linear, "fit", wraps=linear.fit) as fitted:
-            figures = self.run_main("linux", "--linear-only", "--background", str(arrow), "--background-labels", str(folder))
+            figures = self.run_main("linux", "--linear-only", "--background", str(arrow), "--background-labels", str(folder), "--background-trains")
         self.assertEqual(figures["rows"]["linear head, family-out"]["scenarios"], 3)
         self.assertEqual((figures["background"]["recordings"], figures["background"]["false_alerts_at_0.7"]), (1, 0))
+        unseen = self.run_main("linux", "--linear-only", "--background", str(arrow), "--background-labels", str(folder))["background"]
+        self.assertEqual((unseen["recordings"], unseen["attacks"], unseen["detected_at_0.7"]), (3, 3, 3))
         everything = read(self.path / "windows.arrow", load_labels(self.path / "labels.json")) + windows
         for call in fitted.call_args_list:
             _, data, chosen = call.args
