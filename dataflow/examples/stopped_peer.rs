@@ -34,8 +34,7 @@ fn supervise(rate: u64) {
     let (mut first, mut second) = (start("0"), start("1"));
     std::thread::sleep(Duration::from_secs(2));
     let stopped = Instant::now();
-    let pid = second.id().to_string();
-    Command::new("kill").args(["-STOP", &pid]).status().expect("kill");
+    assert!(logster_sinks::testkit::signal(second.id(), "STOP"));
     while first.try_wait().expect("waits").is_none() {
         let status = std::fs::read_to_string(format!("/proc/{}/status", first.id())).unwrap_or_default();
         if let Some(resident) = status.lines().find_map(|line| line.strip_prefix("VmRSS:")) {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use logster_dataflow::cluster::{ClusterConfig, TlsFiles, before_exit, connect, exit_on_panic, watch_workers};
 use logster_dataflow::http::HealthState;
+use logster_sinks::testkit;
 use timely::dataflow::operators::{Exchange, Input, Inspect, Probe};
 
 /// Numbers that each worker sends round.
@@ -161,8 +162,7 @@ impl Peer {
     }
 
     fn signal(&self, signal: &str) {
-        let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
-        assert!(status.success());
+        assert!(testkit::signal(self.child.id(), signal));
     }
 
     /// Exit code and output; fails if the process goes on for more than `limit`.
@@ -252,22 +252,22 @@ fn loss_is_noticed(tls: bool, end: fn(&Peer), want: &str) {
 
 #[test]
 fn a_killed_process_is_noticed() {
-    loss_is_noticed(false, |peer| peer.signal("-KILL"), "");
+    loss_is_noticed(false, |peer| peer.signal("KILL"), "");
 }
 
 #[test]
 fn a_killed_process_is_noticed_over_tls() {
-    loss_is_noticed(true, |peer| peer.signal("-KILL"), "");
+    loss_is_noticed(true, |peer| peer.signal("KILL"), "");
 }
 
 #[test]
 fn a_stopped_process_is_noticed() {
-    loss_is_noticed(false, |peer| peer.signal("-STOP"), "no heartbeat for 3.0 s");
+    loss_is_noticed(false, |peer| peer.signal("STOP"), "no heartbeat for 3.0 s");
 }
 
 #[test]
 fn a_stopped_process_is_noticed_over_tls() {
-    loss_is_noticed(true, |peer| peer.signal("-STOP"), "no heartbeat for 3.0 s");
+    loss_is_noticed(true, |peer| peer.signal("STOP"), "no heartbeat for 3.0 s");
 }
 
 #[test]
@@ -275,14 +275,14 @@ fn of_three_both_others_name_the_one_that_hangs() {
     let (dir, hosts) = (tempfile::tempdir().unwrap(), hosts(3));
     let mut peers = Peer::spawn_all(dir.path(), "forever", &hosts, &[]);
     peers.iter().for_each(|p| p.says("connected"));
-    peers[1].signal("-STOP");
+    peers[1].signal("STOP");
     for i in [0, 2] {
         let (code, text) = peers[i].ends_within(NOTICED);
         assert_eq!(code, Some(3), "{text}");
         assert!(text.contains(&format!("lost process 1 ({}): no heartbeat", hosts[1])), "{text}");
     }
     // When it wakes up, it finds itself alone.
-    peers[1].signal("-CONT");
+    peers[1].signal("CONT");
     let (code, text) = peers[1].ends_within(NOTICED);
     assert_eq!(code, Some(3), "{text}");
 }
@@ -476,7 +476,7 @@ fn a_process_that_dies_while_others_are_awaited_may_come_again() {
     let first = Peer::spawn(dir.path(), "exchange", &hosts, 0, &[]);
     let lost = Peer::spawn(dir.path(), "exchange", &hosts, 1, &[]);
     thread::sleep(Duration::from_secs(1));
-    lost.signal("-KILL");
+    lost.signal("KILL");
     drop(lost);
     let again = [1, 2].map(|i| Peer::spawn(dir.path(), "exchange", &hosts, i, &[]));
     let [second, third] = again;

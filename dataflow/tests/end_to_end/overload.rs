@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -13,7 +12,7 @@ use logster_schema::partition::partition_for_key;
 use logster_schema::{OutputTopic, RawTopic, time};
 use logster_sinks::client::KafkaConfig;
 use logster_sinks::consumer::{Consumer, Start};
-use logster_sinks::testkit::Cluster;
+use logster_sinks::testkit::{self, Cluster};
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
@@ -181,11 +180,10 @@ impl Throttle {
         let stop = Arc::clone(&over);
         let slice = Duration::from_millis(30);
         let throttle = move || {
-            let signal = |name: &str| Command::new("kill").args([name, &pid.to_string()]).status().unwrap();
             while !stop.load(Ordering::Relaxed) {
-                signal("-STOP");
+                testkit::signal(pid, "STOP");
                 std::thread::sleep(slice * (n - 1));
-                signal("-CONT");
+                testkit::signal(pid, "CONT");
                 std::thread::sleep(slice);
             }
         };

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use logster_sinks::testkit;
+
 /// With rules, so that whatever is shown of the model's detections is shown of theirs.
 const RULES: [&str; 2] = ["--set", "rules.paths=deploy/rules"];
 
@@ -180,7 +182,7 @@ impl Run {
         let member = &self.members[index];
         if member.ended.is_none() {
             // A process that ends just now is no failure.
-            let _ = Command::new("kill").arg(format!("-{signal}")).arg(member.child.id().to_string()).status();
+            testkit::signal(member.child.id(), signal);
         }
     }
 
