@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 FAR = str(pathlib.Path(__file__).with_name("remote.py"))
 
@@ -205,22 +205,10 @@ ATTACKS = {
         ["T1041", "T1059.004", "T1190", "T1560.001"],
         command_injection,
     ),
-    "cron_beacon_service": Attack(
-        "files",
-        "A script started by cron asks for tasks and does them",
-        ["T1053.003", "T1059.004", "T1059.006", "T1071.001", "T1082"],
-        cron_beacon,
-    ),
-    "dropper_web": Attack(
-        "web",
-        "A script fetched and run, a stand-in implant in a hidden place, a line in the profile",
-        ["T1059.004", "T1105", "T1140", "T1546.004", "T1564.001"],
-        dropper,
-    ),
-    "command_injection_shop": Attack(
-        "shop",
-        "Commands through a web form, a shell to loopback, the application's data sent out",
-        ["T1041", "T1059.004", "T1190", "T1560.001"],
-        command_injection,
-    ),
+}
+# The same on another role.
+ATTACKS |= {
+    "cron_beacon_service": replace(ATTACKS["cron_beacon"], role="files"),
+    "dropper_web": replace(ATTACKS["dropper"], role="web"),
+    "command_injection_shop": replace(ATTACKS["command_injection"], role="shop"),
 }

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
+from onnxruntime import InferenceSession
 import pyarrow as pa
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from torch_geometric.nn import GATConv, HeteroConv
 from . import pyg
 from .contract import EDGE_FEATURES, EDGE_TYPES, GRAPH_FEATURES, NODE_FEATURES, NODE_TYPES, Batch, union
 from .data import column
+from .package import session
 
 HIDDEN, HEADS, LAYERS = 128, 4, 3
 #: Edges of one batch, unless a single graph has more: the product's `ScorerConfig.max_batch_edges`.
@@ -124,12 +125,6 @@ def hetero(batch: Batch, relations: list[Relation]) -> tuple:
     return nodes, edges, features, graph, len(batch.graph_feat)
 
 
-def session(model: bytes) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
 def main() -> int:
     torch.set_num_threads(1)
     torch.manual_seed(1)
@@ -150,7 +145,7 @@ def main() -> int:
             logits = torch.cat([net(*b) for b in theirs]).numpy()
         return logits[:, 1] - logits[:, 0]
 
-    def runtime(of: ort.InferenceSession) -> np.ndarray:
+    def runtime(of: InferenceSession) -> np.ndarray:
         logits = np.concatenate([of.run(["logits"], b)[0] for b in ours])
         return logits[:, 1] - logits[:, 0]
 

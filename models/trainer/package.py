@@ -74,39 +74,12 @@ def reference(windows: list[Window], probability: np.ndarray) -> dict[str, list[
     return out
 
 
-def write(
-    folder: Path,
-    detector: Detector,
-    *,
-    name: str,
-    version: str,
-    platform: str,
-    calibration: dict,
-    training: dict,
-    metrics: dict,
-    examples: list[Batch] = (),
-    reference: dict | None = None,
-) -> str:
-    """Writes the package and returns the digest of its manifest.
-
-    `examples` are real windows to add to the self-test vector; none holds text, only hashed ids. Without a `reference`
-    (see `reference`) the product reports no drift for the package.
-    """
+def write(folder: Path, detector: Detector, *, platform: str, **contents) -> str:
+    """Writes the package of a detector; `contents` are those of `store_package`."""
     detector.eval()
     round_tables(detector)
     model = emit(detector, {"feature_version": FEATURE_VERSION, "platform": platform}).SerializeToString()
-    return store_package(
-        folder,
-        model,
-        name=name,
-        version=version,
-        platform=platform,
-        calibration=calibration,
-        training=training,
-        metrics=metrics,
-        examples=examples,
-        reference=reference,
-    )
+    return store_package(folder, model, platform=platform, **contents)
 
 
 def store_package(
@@ -122,7 +95,11 @@ def store_package(
     examples: list[Batch] = (),
     reference: dict | None = None,
 ) -> str:
-    """`write`, of a model that is ONNX already."""
+    """Writes the package of a model in ONNX and returns the digest of its manifest.
+
+    `examples` are real windows to add to the self-test vector; none holds text, only hashed ids. Without a `reference`
+    (see `reference`) the product reports no drift for the package.
+    """
     if len(model) > MAX_BYTES:
         raise ValueError(f"the model has {len(model)} bytes, {MAX_BYTES} are allowed")
     batch = union([*self_test_graphs(), *examples])
