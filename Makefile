@@ -49,7 +49,7 @@ lint: ## Check formatting, clippy and shell scripts
 test: setup lint ## Set up, lint, then run every test, against real Kafka brokers too
 	deploy/kafka/test.sh
 	@[ -d "$$LOGSTER_CORPUS" ] || echo "note: no corpus at $$LOGSTER_CORPUS (set LOGSTER_CORPUS)"
-	PROPTEST_RNG_SEED=$(seed) cargo test $(cargo_flags)
+	PROPTEST_RNG_SEED=$(seed) cargo test $(cargo_flags) --no-fail-fast
 
 .PHONY: chaos
 chaos: setup ## Seeded faults against real brokers: CHAOS_SEED=1 CHAOS_FAULTS=100 CHAOS_BROKERS=1,3

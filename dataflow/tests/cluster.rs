@@ -470,15 +470,25 @@ fn a_process_started_twice_says_so_and_disturbs_nobody() {
     }
 }
 
-#[test]
-fn a_process_that_dies_while_others_are_awaited_may_come_again() {
+/// Whoever called whom: `dies` is connected with `stays`, and gone before process 2 makes the run complete.
+fn may_come_again(stays: usize, dies: usize) {
     let (dir, hosts) = (tempfile::tempdir().unwrap(), hosts(3));
-    let first = Peer::spawn(dir.path(), "exchange", &hosts, 0, &[]);
-    let lost = Peer::spawn(dir.path(), "exchange", &hosts, 1, &[]);
-    thread::sleep(Duration::from_secs(1));
+    let start = |index| Peer::spawn(dir.path(), "exchange", &hosts, index, &[]);
+    let (first, lost) = (start(stays), start(dies));
+    first.says(&format!("still waiting for process 2 ({}", hosts[2]));
     lost.signal("KILL");
     drop(lost);
-    let again = [1, 2].map(|i| Peer::spawn(dir.path(), "exchange", &hosts, i, &[]));
-    let [second, third] = again;
-    all_received(&mut [first, second, third]);
+    let last = start(2);
+    last.says(&format!("process {dies} ({}", hosts[dies]));
+    all_received(&mut [first, last, start(dies)]);
+}
+
+#[test]
+fn a_caller_that_dies_while_others_are_awaited_may_come_again() {
+    may_come_again(0, 1);
+}
+
+#[test]
+fn a_called_process_that_dies_while_others_are_awaited_may_come_again() {
+    may_come_again(1, 0);
 }

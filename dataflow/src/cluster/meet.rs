@@ -110,7 +110,15 @@ pub(super) async fn meet(config: &ClusterConfig, tls: Option<Tls>) -> Result<Vec
         calls.spawn(call_until_met(meeting.clone(), peer));
     }
     let mut report = tokio::time::interval_at(Instant::now() + REPORT_EVERY, REPORT_EVERY);
-    while !meeting.complete() {
+    loop {
+        for peer in meeting.forget_gone() {
+            if peer < config.index {
+                calls.spawn(call_until_met(meeting.clone(), peer));
+            }
+        }
+        if meeting.complete() {
+            break;
+        }
         tokio::select! {
             Some(call) = calls.join_next() => call.expect("calls do not panic and are not cancelled")?,
             () = meeting.changed.notified() => {}
@@ -315,6 +323,17 @@ impl Meeting {
         {
             slot.trouble = Some(reason);
         }
+    }
+
+    /// Makes room for the successors of peers that have gone since they connected; their indexes.
+    fn forget_gone(&self) -> Vec<usize> {
+        let mut slots = locked(&self.slots);
+        let gone = slots.iter_mut().filter(|(_, slot)| slot.full() && slot.is_dead());
+        gone.map(|(peer, slot)| {
+            *slot = Slot { trouble: Some("it was connected and has gone".into()), ..Slot::default() };
+            *peer
+        })
+        .collect()
     }
 
     fn complete(&self) -> bool {
