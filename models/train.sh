@@ -7,9 +7,8 @@
 #   MODEL_SEEDS       seeds per model (default 5)
 #   MODEL_GAT         platforms whose package holds a trained GAT beside the linear head (default "windows")
 #   MODEL_FEEDBACK    folder of `logster export-feedback`: alerts that analysts decided on, to train on as well
-#   MODEL_BACKGROUND  folder of recordings of one's own with their labels.json (models/data/ makes them, Linux): the report
-#                     says what the package raises on them
-#   MODEL_BACKGROUND_TRAINS=1  their attacks train too, and every other recording of ordinary work; the rest is reported
+#   MODEL_BACKGROUND  folder of recordings of one's own, their labels.json beside them or one folder down (models/data/ makes
+#                     them, Linux): they train, out of fold, and the report says what is raised on them
 #   MODEL_JOBS        trainings and plays at a time (default: the cores; nothing depends on it)
 #   MODEL_THREADS     threads of one training (default 1: repeats bit for bit; with more, one training at a time)
 set -euo pipefail
@@ -50,7 +49,7 @@ export OMP_NUM_THREADS=$threads
 exported() {
     local out=$work/$1.arrow folder=$2
     shift 2
-    if ! sha256sum --check --status "$out.sha256" 2>/dev/null || [ "$(find "$folder" -newer "$out.sha256" -type f | wc -l)" != 0 ]; then
+    if ! sha256sum --check --status "$out.sha256" 2>/dev/null || [ "$(find -L "$folder" -newer "$out.sha256" -type f | wc -l)" != 0 ]; then
         "$logster" export-windows --input "$folder" --out "$out" "$@"
         sha256sum "$logster" "$out" >"$out.sha256"
     fi
@@ -66,7 +65,6 @@ for platform in windows linux; do
     if [ "$platform" = linux ] && [ -n "${MODEL_BACKGROUND:-}" ]; then
         exported background "$MODEL_BACKGROUND" --views
         options+=(--background "$work/background.arrow" --background-labels "$MODEL_BACKGROUND")
-        [ -n "${MODEL_BACKGROUND_TRAINS:-}" ] && options+=(--background-trains)
     fi
     nice "$python" -m trainer.train --platform "$platform" --windows "$work/$platform.arrow" \
         --labels "$corpus/$platform/labels.json" --work "$work/$platform" --package "packages/$platform" \
@@ -74,7 +72,9 @@ for platform in windows linux; do
 done
 # The product judges: each fold's recordings with the packages that have not seen them.
 for platform in windows linux; do
+    options=()
+    [ "$platform" = linux ] && [ -n "${MODEL_BACKGROUND:-}" ] && options+=(--own "$MODEL_BACKGROUND")
     nice "$python" -m trainer.backtest --platform "$platform" --logster "$logster" --corpus "$corpus/$platform" \
-        --work "$work/$platform" --jobs "$jobs"
+        --work "$work/$platform" --jobs "$jobs" "${options[@]}"
 done
 "$python" -m trainer.report --work "$work" --out reports

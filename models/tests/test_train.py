@@ -14,10 +14,11 @@ import torch
 
 from tests import synthetic
 from trainer import backtest, calibrate, fit, folds, linear, report, train
-from trainer.data import AMBIGUOUS, BENIGN, MALICIOUS, load_labels, read, read_feedback, read_more
+from trainer.data import AMBIGUOUS, BENIGN, MALICIOUS, Labels, load_labels, read, read_feedback, read_own
 from trainer.evaluate import Scored, calibration_error, roc_auc
 from trainer.net import Shape
 from trainer.package import reference, session
+from trainer.reading import between
 
 TINY = fit.Recipe(shape=Shape(hidden=16, heads=2, layers=2, embedding=4), epochs=4, share=1.0, batch_edges=300)
 
@@ -118,13 +119,16 @@ class TrainTest(unittest.TestCase):
         figures = backtest.figures(platform, labels, rows, backtest.judged(labels, verdicts))
         self.assertEqual((figures["detected_at_0.7"], figures["false_alerts_at_0.7"], figures["curve"][0]), (3, 0, 3))
         self.assertAlmostEqual(figures["expected_calibration_error"], 0.1)
-        (self.path / "work" / "backtest.json").write_text(json.dumps({"splits": {"family-out": figures}}))
+        own = backtest.own_figures(rows)
+        self.assertEqual((own["recordings"], own["false_alerts_at_0.7"], own["attacks"], own["detected_at_0.7"]), (6, 0, 3, 3))
+        (self.path / "work" / "backtest.json").write_text(json.dumps({"splits": {"family-out": figures}, "own": {"family-out": own}}))
         out = self.path / "reports"
         (self.path / platform).symlink_to(self.path / "work")
         with mock.patch("sys.argv", ["report", "--work", str(self.path), "--out", str(out)]):
             self.assertEqual(report.main(), 0)
         text = (out / "README.md").read_text()
         self.assertIn("| linear head, family-out | 3/3/3/3 | 1.000 |", text)
+        self.assertIn("0 false alerts in 0.6 benign host-hours of 6 recordings, 0.00 an hour. 3 of 3 emulated attacks are detected", text)
         self.assertIn("| family-out | 3 of 3, 0 | 3/3/3/3 | 1.000", text)
         self.assertEqual(len(list(out.glob(f"{platform}-*.png"))), 4)
 
@@ -167,29 +171,53 @@ class TrainTest(unittest.TestCase):
         names = {w.recording for w in read_feedback(folder, "windows")}
         self.assertTrue(names and chosen[-1], "what was decided on is among what is learned from")
 
-    def test_recordings_of_ones_own_train_but_for_what_is_held_out(self):
+    def test_recordings_of_ones_own_are_dealt_out_among_the_folds(self):
         self.corpus(linux=True)
         folder = self.path / "background"
         (folder / "a").mkdir(parents=True)
         # Of six, three are attacked: `a0`, `a2`, `a4`, as in the corpus.
-        arrow, labels = synthetic.write(folder, recordings=6, linux=True, name="more-")
+        arrow, labels = synthetic.write(folder, recordings=6, linux=True, name="own-")
         labels.rename(folder / "a" / "labels.json")
-        windows, known = read_more(arrow, folder)
-        self.assertEqual(({w.view for w in windows}, {w.label for w in windows}), ({"more all"}, {BENIGN, MALICIOUS}))
+        windows, known = read_own(arrow, folder)
+        self.assertEqual(({w.own for w in windows}, {w.label for w in windows}, len(known)), ({True}, {BENIGN, MALICIOUS}, 6))
         with mock.patch.object(linear, "fit", wraps=linear.fit) as fitted:
-            figures = self.run_main("linux", "--linear-only", "--background", str(arrow), "--background-labels", str(folder), "--background-trains")
+            figures = self.run_main("linux", "--linear-only", "--background", str(arrow), "--background-labels", str(folder))
         self.assertEqual(figures["rows"]["linear head, family-out"]["scenarios"], 3)
-        self.assertEqual((figures["background"]["recordings"], figures["background"]["false_alerts_at_0.7"]), (1, 0))
-        unseen = self.run_main("linux", "--linear-only", "--background", str(arrow), "--background-labels", str(folder))["background"]
-        self.assertEqual((unseen["recordings"], unseen["attacks"], unseen["detected_at_0.7"]), (3, 3, 3))
         everything = read(self.path / "windows.arrow", load_labels(self.path / "labels.json")) + windows
         for call in fitted.call_args_list:
             _, data, chosen = call.args
             learned = {everything[w].recording for w in set(data.window[chosen])}
-            self.assertNotIn("more-3", learned)
-            self.assertLessEqual({"more-1", "more-5"}, learned)
-            for k in (0, 2, 4):
-                self.assertEqual(f"more-{k}" in learned, f"r{k}" in learned, "an attack like a tested one must not train")
+            for k in range(6):
+                self.assertEqual(f"own-{k}" in learned, f"r{k}" in learned, "dealt out alike, and no attack like a tested one")
+
+    def test_an_attack_of_ones_own_trains_where_none_like_it_is_tested(self):
+        def labels(**attacks):
+            record = {"family": "", "start": "2026-01-01T00:00:00Z", "end": "2026-01-01T00:00:00Z", "hosts": [], "benign_intervals": []}
+            return {r: Labels({**record, "attacks": a}) for r, a in attacks.items()}
+
+        corpus = labels(x=["cron_beacon"], y=["ransom"], z=["b64_dropper"])
+        own = labels(beacon=["cron_beacon_service"], odd=["unheard_of"], work=[])
+        parts = [(r, [r], [q for q in corpus if q != r]) for r in corpus]
+        self.assertEqual(
+            folds.with_own(parts, corpus, own),
+            [("x", ["x", "odd", "beacon"], ["y", "z", "work"]), ("y", ["y", "work"], ["x", "z", "beacon", "odd"]), ("z", ["z"], ["x", "y", "odd", "work"])],
+        )
+
+    def test_a_look_counts_once_in_a_recording(self):
+        windows = self.corpus(linux=True)
+        data = linear.Instances(windows)
+        looks = {(data.recording[i], data.label[i], tuple(data.x[i].indices)) for i in np.flatnonzero(data.trainable & (data.label >= 0))}
+        chosen = np.flatnonzero(data.distinct)
+        self.assertEqual(sorted(looks), sorted((data.recording[i], data.label[i], tuple(data.x[i].indices)) for i in chosen))
+
+    def test_ordinary_work_of_ones_own_lifts_the_threshold(self):
+        windows = self.corpus()
+        label = np.array([w.label for w in windows])
+        score = np.where(label == MALICIOUS, 4.0, 1.0)
+        ordinary = [replace(w, own=True) for w in windows if w.label == BENIGN]
+        every, none = np.append(score, np.full(len(ordinary), 3.0)), Scored([])
+        for own, want in ((none, 1.5), (Scored(ordinary), 3.5)):
+            self.assertAlmostEqual(between(Scored(windows), own, every, 1), want, places=6)
 
     def test_variants_of_an_attack_are_of_its_group(self):
         self.assertEqual([folds.family_of(a) for a in ("cron_beacon_service", "cron_beacon", "dropper_web", "a0")], ["implant", "implant", "implant", "a0"])

@@ -9,6 +9,7 @@ saw nothing of it, and the folds' verdicts are put together.
   and false alerts at its threshold, and the figures over all thresholds from the verdicts that it wrote.
 - On Linux also with one input alone: the other's records are taken out of the captures.
 - The strictest way also with the example rules (`deploy/rules`) beside the model.
+- Recordings of one's own (`--own`) are played too, each with the package of the fold that it was dealt to.
 - The strictest way also under other names (`trainer.scramble`): what a model knows of the laboratory is no help there.
 - A fold is played again only when its package, the program or the labels have changed.
 """
@@ -37,8 +38,9 @@ from .evaluate import BUDGETS, Scored, calibration_error, roc_auc
 from .scramble import Scramble
 
 ROOT = Path(__file__).resolve().parents[2]
-#: What is played: everything, one input alone, everything under other names, or everything with rules beside the model.
-SCRAMBLED, RULES = "scrambled", "rules"
+#: What is played: everything, one input alone, everything under other names, everything with rules beside the model, or
+#: recordings of one's own.
+SCRAMBLED, RULES, OWN = "scrambled", "rules", "own"
 ONE_INPUT = {"auditd": re.compile('"topic": ?"linux-auditd'), "ebpf": re.compile('"topic": ?"linux-ebpf')}
 #: What a window counts as in which a rule raised a detection: above every probability, as in the product.
 RULE_SCORE = 2.0
@@ -75,7 +77,16 @@ def unpacked(path: Path):
         yield from lines.stdout
 
 
-def play(logster: Path, corpus: Path, raw: dict[str, dict], recordings: list[str], package: Path, platform: str, view: str) -> dict:
+def recordings_in(folder: Path) -> tuple[dict[str, dict], dict[str, Path]]:
+    """What labels.json says of each recording, and the folder that holds it: the one given, or one in it."""
+    raw, places = {}, {}
+    for found in sorted([*folder.glob("labels.json"), *folder.glob("*/labels.json")]):
+        for record in json.loads(found.read_text()):
+            raw[record["id"]], places[record["id"]] = record, found.parent
+    return raw, places
+
+
+def play(logster: Path, places: dict[str, Path], raw: dict[str, dict], recordings: list[str], package: Path, platform: str, view: str) -> dict:
     """The product's report on the recordings, its verdicts, and the labels that they go by."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -88,17 +99,18 @@ def play(logster: Path, corpus: Path, raw: dict[str, dict], recordings: list[str
         shutil.copytree(ROOT / "models" / "packages" / other, packages / other)
         for recording in recordings:
             name = f"{recording}.ndjson.zst"
-            if view in ("all", RULES):
-                (captures / name).symlink_to((corpus / name).resolve())
+            source = places[recording] / name
+            if view in ("all", RULES, OWN):
+                (captures / name).symlink_to(source.resolve())
                 labels.append(raw[recording])
                 continue
             with (captures / f"{recording}.ndjson").open("w") as out:
                 if view == SCRAMBLED:
-                    scramble = Scramble(raw[recording], unpacked(corpus / name))
-                    out.writelines(map(scramble.text, unpacked(corpus / name)))
+                    scramble = Scramble(raw[recording], unpacked(source))
+                    out.writelines(map(scramble.text, unpacked(source)))
                     labels.append(scramble.label(raw[recording]))
                 else:
-                    out.writelines(line for line in unpacked(corpus / name) if ONE_INPUT[view].search(line, 0, 80))
+                    out.writelines(line for line in unpacked(source) if ONE_INPUT[view].search(line, 0, 80))
                     labels.append(raw[recording])
         (captures / "labels.json").write_text(json.dumps(labels))
         command = [logster, "backtest", "--input", captures, "--report", root / "report.json", "--out", root / "out"]
@@ -187,26 +199,47 @@ def figures(platform: str, labels: dict[str, Labels], rows: list[dict], verdicts
     }
 
 
+def own_figures(rows: list[dict]) -> dict:
+    """What the product raised on recordings of one's own at its threshold."""
+    attacked = [r for r in rows if r["detected"] is not None]
+    return {
+        "recordings": len(rows),
+        "benign_hours": sum(r["benign_endpoint_hours"] for r in rows),
+        "false_alerts_at_0.7": sum(r["false_alerts"] for r in rows),
+        "raised_on": sorted(r["id"] for r in rows if r["false_alerts"]),
+        "attacks": len(attacked),
+        "detected_at_0.7": sum(r["detected"] for r in attacked),
+        "missed_at_0.7": sorted(r["id"] for r in attacked if not r["detected"]),
+    }
+
+
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--platform", choices=("windows", "linux"), required=True)
     p.add_argument("--logster", type=lambda path: Path(path).resolve(), required=True)
     p.add_argument("--corpus", type=Path, required=True, help="folder with labels.json and the captures")
     p.add_argument("--work", type=Path, required=True, help="folder that `trainer.train` worked in")
+    p.add_argument("--own", type=Path, help="folder of the recordings of one's own that `trainer.train` was given")
     p.add_argument("--jobs", type=int, default=1, help="plays at a time")
     a = p.parse_args()
-    raw = {r["id"]: r for r in json.loads((a.corpus / "labels.json").read_text())}
     labels = load_labels(a.corpus / "labels.json")
+    raw, places = recordings_in(a.corpus)
+    own, own_places = recordings_in(a.own) if a.own else ({}, {})
+    raw, places = raw | own, places | own_places
     program = digest(a.logster) + digest(a.corpus / "labels.json") + rules_digest()
     report: dict = {"platform": a.platform, "splits": {}}
-    splits = folds.splits(a.platform, labels)
+    own_labels = {r: Labels(record) for r, record in own.items()}
+    splits = {k: folds.with_own(parts, labels, own_labels) for k, parts in folds.splits(a.platform, labels).items()}
 
     def played(split: str, variant: str, view: str, fold: str, test: list[str]) -> dict:
+        test = [r for r in test if (r in own) == (view == OWN)]
+        if not test:
+            return {"rows": [], "verdicts": [], "labels": None}
         package = a.work / "packages" / split / variant / fold.replace(" ", "-")
         key = hashlib.sha256((program + digest(package / "manifest.toml") + view + json.dumps(test)).encode()).hexdigest()
         kept = a.work / f"backtest-{key[:16]}.json"
         if not kept.exists():
-            got = play(a.logster, a.corpus, raw, test, package, a.platform, view)
+            got = play(a.logster, places, raw, test, package, a.platform, view)
             partial = kept.with_suffix(".partial")
             partial.write_text(json.dumps(got))
             partial.rename(kept)
@@ -216,12 +249,18 @@ def main() -> int:
         rows_wanted = [("ships", view) for view in ("all", *(ONE_INPUT if a.platform == "linux" else ()))]
         if split == list(splits)[-1]:
             rows_wanted += [("ships", RULES), ("ships", SCRAMBLED)]
+        if own:
+            rows_wanted.append(("ships", OWN))
         seeds = sorted(f.name for f in (a.work / "packages" / split).iterdir() if f.name.startswith("seed-"))
         rows_wanted += [(seed, "all") for seed in seeds]
         for variant, view in rows_wanted:
             rows, verdicts = [], []
             with ThreadPoolExecutor(a.jobs) as pool:
                 results = list(pool.map(lambda part: played(split, variant, view, part[0], part[1]), parts))
+            if view == OWN:
+                report.setdefault("own", {})[split] = f = own_figures([row for got in results for row in got["rows"]])
+                print(f"{a.platform}, {split}, own recordings: {f}", flush=True)
+                continue
             for got in results:
                 rows += got["rows"]
                 known = {l["id"]: Labels(l) for l in got["labels"]} if got.get("labels") else labels

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.sparse as sp
 
 from . import fit, linear
 from .data import AMBIGUOUS
@@ -18,11 +17,7 @@ def window_regression(study: Study, fold: str, train: list[str]) -> Result:
     """Logistic regression on the flags of a window as a whole: `score` of every window."""
 
     def compute():
-        instances, count = study.instances, len(study.windows)
-        label = np.array([w.label for w in study.windows])
-        rows = np.arange(len(instances.window))
-        member = sp.csr_matrix((np.ones(len(rows)), (instances.window, rows)), (count, len(rows)))
-        x = ((member @ instances.x) > 0).astype(np.float32).tocsr()
+        x, label = study.instances.by_window, np.array([w.label for w in study.windows])
         use = np.isin(study.names, train) & (label != AMBIGUOUS)
         mass = fit.window_weights([w for w, u in zip(study.windows, use) if u])
         seen = np.flatnonzero(np.asarray(x[use].sum(0)).ravel() > 1)
@@ -40,7 +35,7 @@ def boosting(study: Study, fold: str, train: list[str]) -> Result:
         import lightgbm
 
         instances = study.instances
-        chosen = np.isin(study.names[instances.window], train)
+        chosen = np.isin(study.names, train)[instances.window]
         use, weight = linear.training_set(study.platform, instances, chosen)
         seen = np.flatnonzero(np.asarray((instances.x[use] > 0).sum(0)).ravel() >= 5)
         settings = {
@@ -63,4 +58,4 @@ def boosting(study: Study, fold: str, train: list[str]) -> Result:
         score = trees.predict(instances.x[:, seen], raw_score=True)
         return {"score": instances.maximum(score, len(study.windows))}
 
-    return Result(f"boosting-{fold}", {"train": train, "code": 1}, compute)
+    return Result(f"boosting-{fold}", {"train": train, "code": 2}, compute)

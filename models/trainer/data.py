@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -53,6 +53,8 @@ class Window:
     node_label: np.ndarray
     #: Identity of each process within its recording, 0 for other nodes.
     node_id: np.ndarray
+    #: Of a recording of one's own, not of the corpus.
+    own: bool = False
 
     @property
     def segment(self) -> str:
@@ -215,14 +217,10 @@ def read_feedback(folder: Path, platform: str) -> list[Window]:
     return read(path, load_labels(folder / "labels.json")) if path.exists() else []
 
 
-def read_more(path: Path, folder: Path) -> tuple[list[Window], dict[str, Labels]]:
-    """Recordings of one's own, exported like the corpus, and their labels; `folder` holds them with their labels.json, or
-    several. They are never among what is tested (views `more all` and so on)."""
+def read_own(path: Path, folder: Path) -> tuple[list[Window], dict[str, Labels]]:
+    """Recordings of one's own, exported like the corpus, and their labels; `folder` holds them beside a labels.json, or
+    folders that do."""
     labels = {}
-    for found in sorted(folder.rglob("labels.json")):
+    for found in sorted([*folder.glob("labels.json"), *folder.glob("*/labels.json")]):
         labels |= load_labels(found)
-    windows = [w for w in read(path, labels) if w.label != AMBIGUOUS]
-    for w in windows:
-        w.view = f"more {w.view}"
-    present = {w.recording for w in windows}
-    return windows, {r: l for r, l in sorted(labels.items()) if r in present}
+    return [replace(w, own=True) for w in read(path, labels) if w.label != AMBIGUOUS], labels

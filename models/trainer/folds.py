@@ -32,11 +32,6 @@ def family_of(attack: str) -> str:
     return ATTACK_FAMILY[max(known, key=len)] if known else attack
 
 
-def unlike(more: dict[str, Labels], tested: list[Labels]) -> list[str]:
-    """Those of `more` that share no group of attacks with what is tested: they may train."""
-    groups = {family_of(a) for l in tested for a in l.attacks}
-    return [r for r, l in more.items() if not groups & {family_of(a) for a in l.attacks}]
-
 #: (name, recordings tested, recordings trained on)
 Fold = tuple[str, list[str], list[str]]
 
@@ -61,6 +56,23 @@ def by_attack(labels: dict[str, Labels], group=lambda attack: attack) -> list[Fo
     for k, (left_out, tested) in enumerate(sorted(alike.items(), key=lambda pair: pair[1])):
         clean = benign[k :: len(alike)]
         out.append(("+".join(tested), tested + clean, [r for r in mine if r not in left_out and r not in clean]))
+    return out
+
+
+def with_own(parts: list[Fold], labels: dict[str, Labels], own: dict[str, Labels]) -> list[Fold]:
+    """The same folds with recordings of one's own: they are dealt out among them, like the corpus' benign recordings. But an
+    attack does not train where one of its group is tested, and is tested in the first such fold."""
+
+    def groups(of: list[Labels]) -> set[str]:
+        return {family_of(a) for l in of for a in l.attacks}
+
+    tested = [groups([labels[r] for r in test]) for _, test, _ in parts]
+    like = {r: [k for k, those in enumerate(tested) if those & groups([own[r]])] for r in sorted(own)}
+    dealt = [r for r in like if not like[r]]
+    out = []
+    for k, (name, test, train) in enumerate(parts):
+        mine = dealt[k :: len(parts)] + [r for r in like if like[r][:1] == [k]]
+        out.append((name, test + mine, train + [r for r in like if r not in mine and k not in like[r]]))
     return out
 
 

@@ -1,7 +1,8 @@
 """The linear head: logistic regression on the flags of a process tree, the worst process counting.
 
 - Windows: weights are non-negative and unnormalized, for flags that say something suspicious happened.
-- Linux: weights are free, flags weigh by how rare they are in benign recordings, long lists are damped.
+- Linux: weights are free, flags weigh by how rare they are in benign recordings, long lists are damped. Processes of a
+  recording that look the same count once: a check that runs every minute says no more than the build that ran once.
 
 Instances are processes of windows. Known malicious processes are positives; where a malicious window has
 no labelled process, its best one under the first fit is taken for it in the second (multi-instance).
@@ -10,6 +11,7 @@ no labelled process, its best one under the first fit is taken for it in the sec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,6 +23,9 @@ from .net import FLOOR, READ_OUT, LinearHead
 
 #: Background processes of attack windows: probably benign, not surely.
 BACKGROUND_WEIGHT = 0.3
+#: A recording of one's own beside one of the corpus: with as much weight, what the corpus' hosts have in common and one's
+#: own lack becomes a sign of attack, for most attacks are the corpus'.
+OWN_WEIGHT = 0.3
 
 
 class Instances:
@@ -28,6 +33,7 @@ class Instances:
 
     def __init__(self, windows: list[Window]):
         indices, self.window, self.label, key = [], [], [], []
+        self.windows = len(windows)
         pointers = [0]
         for w, window in enumerate(windows):
             g = window.graph
@@ -56,21 +62,31 @@ class Instances:
         self.recording = per_window[self.window]
         self.window_label = np.array([w.label for w in windows])[self.window]
         self.trainable = np.array([w.label != -1 and w.kind != RECORDER for w in windows])[self.window]
+        self.own = np.array([w.own for w in windows], bool)[self.window]
         # A malicious recording none of whose processes is labelled: its zeros are unknown too.
         named = np.unique(self.recording[self.label == 1])
         unnamed = (self.window_label == MALICIOUS) & (self.label == 0) & ~np.isin(self.recording, named)
         self.label[unnamed] = NODE_UNKNOWN
 
-    def distinct(self, use: np.ndarray) -> np.ndarray:
-        """`use` without repeats: a process looks the same in most of the six windows that it lies in."""
-        index = np.flatnonzero(use)
-        # Rows by a sum of random numbers, one a flag: equal rows have equal sums, others hardly ever.
-        numbers = np.random.default_rng(0).random(VOCABULARY)
-        looks = np.stack([self.key[index], self.label[index], np.round(self.x[index] @ numbers, 6)])
+    @cached_property
+    def distinct(self) -> np.ndarray:
+        """Which are the first of their look in their recording, among those with a label that may train."""
+        index = np.flatnonzero(self.trainable & (self.label >= 0))
+        # Looks by a sum of random numbers modulo 2^64, one a flag: equal rows have equal sums, others as good as never.
+        numbers = np.random.default_rng(0).integers(0, 2**64, VOCABULARY, np.uint64)
+        sums = np.append(np.uint64(0), np.cumsum(numbers[self.x.indices]))[self.x.indptr]
+        looks = np.stack([self.recording[index].astype(np.uint64), self.label[index].astype(np.uint64), np.diff(sums)[index]])
         _, first = np.unique(looks, axis=1, return_index=True)
-        out = np.zeros(len(use), bool)
+        out = np.zeros(len(self.label), bool)
         out[index[first]] = True
         return out
+
+    @cached_property
+    def by_window(self) -> sp.csr_matrix:
+        """The flags of each window as a whole."""
+        rows = np.arange(len(self.window))
+        member = sp.csr_matrix((np.ones(len(rows)), (self.window, rows)), (self.windows, len(rows)))
+        return ((member @ self.x) > 0).astype(np.float32).tocsr()
 
     def maximum(self, score: np.ndarray, windows: int) -> np.ndarray:
         """Highest instance of each window."""
@@ -155,37 +171,37 @@ def fit_windows(data: Instances, train: np.ndarray, ridge: float = 5.0, rounds: 
     return Fit(full, np.zeros(VOCABULARY), 1.0, 0.0, float(bias))
 
 
-def weights_linux(y: np.ndarray, recording: np.ndarray) -> np.ndarray:
-    """Every look of a process counts once; recordings count alike within each class."""
+def weights_linux(y: np.ndarray, recording: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Recordings count alike within each class, those of one's own less."""
     w = np.zeros(len(y))
     for value, total in ((1, 2000.0), (0, 6000.0)):
         members = y == value
         counts = np.bincount(recording[members], minlength=recording.max() + 1)
-        w[members] = 1 / counts[recording[members]]
+        w[members] = np.where(own[members], OWN_WEIGHT, 1.0) / counts[recording[members]]
         w[members] *= total / max(w[members].sum(), 1e-9)
     return w
 
 
 def training_set(platform: str, data: Instances, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The instances with a label among those that `train` selects, and their weights: as the heads below use them."""
-    use = train & data.trainable & (data.label >= 0)
     if platform == "windows":
+        use = train & data.trainable & (data.label >= 0)
         return use, instance_weights(data, use, data.label)[use]
-    use = data.distinct(use)
-    return use, weights_linux(data.label[use], data.recording[use])
+    use = train & data.distinct
+    return use, weights_linux(data.label[use], data.recording[use], data.own[use])
 
 
 def fit_linux(data: Instances, train: np.ndarray, ridge: float = 0.3, least: int = 2) -> Fit:
     """Free fit; flags weigh by rarity in benign recordings and must occur in `least` recordings."""
-    use = data.distinct(train & data.trainable & (data.label >= 0))
+    use, w = training_set("linux", data, train)
     x, y, recording = data.x[use], data.label[use], data.recording[use]
-    recordings = np.unique(recording)
+    recordings, one = np.unique(recording, return_index=True)
     by_recording = sp.csr_matrix((np.ones(len(y)), (np.searchsorted(recordings, recording), np.arange(len(y)))))
     support = np.asarray(((by_recording @ x) > 0).sum(0)).ravel()
     clean = by_recording @ sp.diags((y == 0).astype(float))
     totals = np.asarray(clean.sum(1)).ravel()
-    present = totals > 0
-    frequency = np.asarray((sp.diags(1 / np.maximum(totals, 1)) @ clean @ x).sum(0)).ravel() / max(present.sum(), 1)
+    share = np.where(data.own[use][one], OWN_WEIGHT, 1.0) * (totals > 0)
+    frequency = np.asarray((sp.diags(share / np.maximum(totals, 1)) @ clean @ x).sum(0)).ravel() / max(share.sum(), 1e-9)
     rarity = np.minimum(-np.log(frequency + 2e-4), 8) / 4
     rarity[support < least] = 0
     kept = np.flatnonzero(rarity > 0)
@@ -193,7 +209,6 @@ def fit_linux(data: Instances, train: np.ndarray, ridge: float = 0.3, least: int
     power, floor = 0.25, 9.0
     length = np.maximum(x @ square, floor) ** power
     scaled = (sp.diags(1 / length) @ x[:, kept] @ sp.diags(rarity[kept])).tocsr()
-    w = weights_linux(y, recording)
     weight, bias = logistic(scaled, y, w, ridge, False)
     full = np.zeros(VOCABULARY)
     full[kept] = weight * rarity[kept]

@@ -16,6 +16,8 @@ from .study import Study
 
 #: False alerts on the whole dev corpus that the alert threshold may cost, out of fold.
 BUDGET = {"windows": 2, "linux": 1}
+#: And benign windows of recordings of one's own to a false alert there: one in four host-hours.
+OWN_WINDOWS = 480
 
 #: Weights of the parts, by how many there are: GAT and linear head, or the linear head alone. Letting the higher of the
 #: two decide found two scenarios more out of fold, and raised alarms on busy office hosts of the demo's fleet.
@@ -39,15 +41,19 @@ def combined(parts: Parts, scales: list[tuple[float, float]]) -> np.ndarray:
     return sum(m * (p - c) / s for m, p, (c, s) in zip(MIX[len(parts)], parts, scales))
 
 
-def between(scored: Scored, score: np.ndarray, budget: int) -> float:
-    """A threshold for the budget, as far from the last benign window as from the next scenario."""
-    threshold, peaks = scored.threshold(score, budget), scored.peaks(score)
+def between(corpus: Scored, own: Scored, score: np.ndarray, budget: int) -> float:
+    """A threshold for the budgets, as far from the last benign window as from the corpus' next scenario, but at most
+    half a spread of benign windows above."""
+    threshold, peaks = corpus.threshold(score, budget), corpus.peaks(score)
+    if len(own.benign):
+        ordinary = score[len(corpus.windows) :]
+        threshold = max(threshold, own.threshold(ordinary, max(1, round(len(own.benign) / OWN_WINDOWS))))
     return (threshold + peaks[peaks > threshold].min(initial=threshold + 1)) / 2
 
 
 def calibration_mass(windows: list[Window]) -> np.ndarray:
-    """1 for the windows that calibration is fitted and judged on: labelled, and with their background around them."""
-    return np.array([float(w.label != AMBIGUOUS and not w.snippet) for w in windows])
+    """1 for the windows that calibration is fitted and judged on: the corpus', labelled, with their background around them."""
+    return np.array([float(w.label != AMBIGUOUS and not w.snippet and not w.own) for w in windows])
 
 
 @dataclass
@@ -60,14 +66,15 @@ class Reading:
     @classmethod
     def of(cls, study: Study, runs: list[Parts], use: np.ndarray) -> Reading:
         """Scales and curve from the out-of-fold parts of every run, taken together."""
-        scored = Scored([w for w, u in zip(study.tested, use) if u])
+        windows = [w for w, u in zip(study.tested, use) if u]
+        every, corpus, own = Scored(windows), Scored([w for w in windows if not w.own]), Scored([w for w in windows if w.own])
         # False alerts come of benign hosts: the budget is shared out by them.
-        budget = max(1, round(BUDGET[study.platform] * scored.hosts / study.scored.hosts))
-        scales = [tuple(np.mean([standard(scored, run[k][use]) for run in runs], 0)) for k in range(len(runs[0]))]
+        budget = max(1, round(BUDGET[study.platform] * corpus.hosts / study.scored.hosts))
+        scales = [tuple(np.mean([standard(every, run[k][use]) for run in runs], 0)) for k in range(len(runs[0]))]
         scores = [combined([p[use] for p in run], scales) for run in runs]
-        threshold = float(np.mean([between(scored, z, budget) for z in scores]))
-        label = np.array([w.label for w in scored.windows])
-        counted = calibration_mass(scored.windows) > 0
+        threshold = float(np.mean([between(corpus, own, z, budget) for z in scores]))
+        label = np.array([w.label for w in windows])
+        counted = calibration_mass(windows) > 0
         z = np.concatenate([z[counted] for z in scores])
         y = np.tile(label[counted].astype(float), len(scores))
         return cls(scales, fit_curve(z, y, np.ones(len(y)), threshold))

@@ -135,12 +135,20 @@ def over_seeds(splits: dict) -> list[str]:
     return out
 
 
-def judged(splits: dict) -> list[str]:
+def judged(splits: dict, own: dict) -> list[str]:
     out = ["Through `logster backtest`, each fold with packages that saw nothing of it:", "", *product(splits), ""]
     main = [k for k in splits if "," not in k]
     for name in main:
         f = splits[name]
         out += [f"Missed at 0.7, {name}: {', '.join(f['missed_at_0.7']) or 'none'}.", ""]
+    for name, f in own.items():
+        hours, alerts, missed = f["benign_hours"], f["false_alerts_at_0.7"], ", ".join(f["missed_at_0.7"]) or "none"
+        found = f" {f['detected_at_0.7']} of {f['attacks']} emulated attacks are detected (missed: {missed})." if f["attacks"] else ""
+        out += [
+            f"Recordings of our own (`data/README.md`), {name}, each with a package that saw neither it nor an attack like its own:"
+            f" {alerts} false alerts in {hours:.1f} benign host-hours of {f['recordings']} recordings, {alerts / hours:.2f} an hour.{found}",
+            "",
+        ]
     strict = splits[main[-1]]
     ruled = splits.get(f"{main[-1]}, with rules")
     if ruled:
@@ -172,10 +180,10 @@ def judged(splits: dict) -> list[str]:
     return out
 
 
-def page(platform: str, report: dict, splits: dict, images: list[str]) -> list[str]:
+def page(platform: str, report: dict, splits: dict, own: dict, images: list[str]) -> list[str]:
     out = [f"## {platform.capitalize()}", "", f"Version {report['version']}; windows {report['windows']}.", ""]
     if splits:
-        out += judged(splits)
+        out += judged(splits, own)
     else:
         out += ["Not judged through `logster backtest` yet: the figures are those of the trainer's own windows.", ""]
     out += ["By the trainer's own windows, all methods on the same folds:", ""]
@@ -188,14 +196,6 @@ def page(platform: str, report: dict, splits: dict, images: list[str]) -> list[s
             f"Calibration, {name} ({c['method']}): {c['detected_at_0.7']} scenarios and {c['false_alerts_at_0.7']} false alerts"
             f" at 0.7; expected calibration error {c['expected_calibration_error']:.3f} where all folds decide the curve,"
             f" {c['expected_calibration_error_left_out']:.3f} where the others do.",
-        ]
-    if more := report.get("background"):
-        hours, alerts = more["hours"], more["false_alerts_at_0.7"]
-        found = f" It detects {more['detected_at_0.7']} of {more['attacks']} emulated attacks among them." if more["attacks"] else ""
-        out += [
-            "",
-            f"On {more['recordings']} recordings of ordinary work of our own that took no part in training (`data/README.md`; {hours:.1f} host-hours,"
-            f" {more['windows']} windows) the package that ships raises {alerts} false alerts at 0.7: {alerts / hours:.2f} a host-hour.{found}",
         ]
     return out + [""] + [f"![{i}]({i})" for i in images] + [""]
 
@@ -219,9 +219,10 @@ def main() -> int:
         if not (folder / "report.json").exists():
             continue
         played = folder / "backtest.json"
-        splits = json.loads(played.read_text())["splits"] if played.exists() else {}
+        seen = json.loads(played.read_text()) if played.exists() else {"splits": {}}
+        splits = seen["splits"]
         images = plots(platform, splits, a.out) if splits else []
-        text += page(platform, json.loads((folder / "report.json").read_text()), splits, images)
+        text += page(platform, json.loads((folder / "report.json").read_text()), splits, seen.get("own", {}), images)
     (a.out / "README.md").write_text("\n".join(text))
     return 0
 

@@ -40,7 +40,8 @@ class Result:
 
 @dataclass
 class Study:
-    """What every step needs: the windows, and those among them that are tested."""
+    """What every step needs: the windows, and those among them that are tested. Figures are the corpus' alone, whose windows
+    come before those of recordings of one's own."""
 
     platform: str
     windows: list[Window]
@@ -50,7 +51,9 @@ class Study:
     def __post_init__(self):
         self.is_tested = np.array([w.view == "all" for w in self.windows], bool)
         self.tested = [w for w in self.windows if w.view == "all"]
-        self.scored = Scored(self.tested)
+        self.is_own = np.array([w.own for w in self.tested], bool)
+        self.corpus = [w for w in self.tested if not w.own]
+        self.scored = Scored(self.corpus)
         self.names = np.array([w.recording for w in self.windows])
         self.tested_names = self.names[self.is_tested]
         self.tested_label = np.array([w.label for w in self.tested])
@@ -99,8 +102,8 @@ class Study:
 
     def summary(self, score: np.ndarray) -> dict:
         """The figures of one score: areas, detections at false-alert budgets, transfer of thresholds."""
-        label = self.tested_label
-        counted = np.array([w.full if self.platform == "linux" else not w.snippet for w in self.tested])
+        label, score = self.tested_label[~self.is_own], score[~self.is_own]
+        counted = np.array([w.full if self.platform == "linux" else not w.snippet for w in self.corpus])
         out = {"scenarios": self.scored.scenarios, "detected": self.scored.curve(score), "budgets": list(BUDGETS)}
         out["roc_auc"] = roc_auc(score[(label == 1) & counted], score[(label == 0) & counted])
         out["roc_auc_all"] = roc_auc(score[label == 1], score[label == 0])

@@ -24,7 +24,7 @@ import torch
 
 from . import baselines, fit, folds, linear
 from .calibrate import ALERT_PROBABILITY
-from .data import AMBIGUOUS, BENIGN, MALICIOUS, Labels, Window, digest, load_labels, read, read_feedback, read_more
+from .data import AMBIGUOUS, BENIGN, MALICIOUS, Labels, Window, digest, load_labels, read, read_feedback, read_own
 from .evaluate import Scored, calibration_error
 from .net import Detector, Gat, Shape
 from .package import reference, write
@@ -49,12 +49,12 @@ def linear_head(study: Study, name: str, train: list[str]) -> Result:
 
     def compute():
         instances = study.instances
-        chosen = linear.fit(study.platform, instances, np.isin(study.names[instances.window], train))
+        chosen = linear.fit(study.platform, instances, np.isin(study.names, train)[instances.window])
         say(f"linear head, {name}: fitted")
         score = instances.maximum(chosen.score(instances.x), len(study.windows))
         return {"score": score, "weight": chosen.weight, "square": chosen.square, "rest": np.array([chosen.floor, chosen.power, chosen.bias])}
 
-    return Result(f"linear-{name}", {"train": train, "code": 4}, compute)
+    return Result(f"linear-{name}", {"train": train, "code": 5}, compute)
 
 
 def fitted(kept: dict[str, np.ndarray]) -> linear.Fit:
@@ -149,7 +149,7 @@ def everything_needed(study: Study, splits: dict, whole: list[str], recipe: fit.
             if split == strictest:
                 first += [baselines.window_regression(study, fold, train), baselines.boosting(study, fold, train)]
     if any(map(study.missing, first)):
-        _ = study.instances  # made once, before processes part
+        _ = study.instances.by_window, study.instances.distinct  # made once, before processes part
     if seeds:
         for parts in splits.values():
             for fold, _, train in [*parts, (EVERYTHING, [], whole)]:
@@ -157,27 +157,6 @@ def everything_needed(study: Study, splits: dict, whole: list[str], recipe: fit.
                 second.append(student(study, fold, train, recipe, seeds))
         third += [teacher(study, fold, train, untyped, seed) for fold, _, train in splits[strictest] for seed in range(min(seeds, UNTYPED_SEEDS))]
     return [first, second, third]
-
-
-def own_recordings(reading: Reading, windows: list[Window], parts: Parts) -> dict:
-    """What is raised at 0.7 on recordings that took no part in training: false alerts of ordinary work, attacks detected."""
-    probability = reading.probability(parts)
-    attacked = {w.recording for w in windows if w.label == MALICIOUS}
-    ordinary = np.array([w.recording not in attacked for w in windows])
-    scored = Scored([w for w, o in zip(windows, ordinary) if o])
-    spans: dict[str, list[int]] = {}
-    for w in scored.windows:
-        span = spans.setdefault(w.segment, [w.start_ms, w.end_ms])
-        span[:] = [min(span[0], w.start_ms), max(span[1], w.end_ms)]
-    return {
-        "recordings": len({w.recording for w in scored.windows}),
-        "windows": len(scored.windows),
-        # Windows reach 150 s beyond the recording on either side.
-        "hours": sum(b - a - 300_000 for a, b in spans.values()) / 3_600_000,
-        "false_alerts_at_0.7": scored.false_alerts(probability[ordinary], ALERT_PROBABILITY),
-        "attacks": len(attacked),
-        "detected_at_0.7": int((Scored(windows).peaks(probability) >= ALERT_PROBABILITY).sum()),
-    }
 
 
 def main() -> int:
@@ -191,9 +170,8 @@ def main() -> int:
     p.add_argument("--seeds", type=int, default=5)
     p.add_argument("--linear-only", action="store_true", help="leave the GAT untrained and out of the score")
     p.add_argument("--feedback", type=Path, help="folder of `logster export-feedback`: more windows to train on")
-    p.add_argument("--background", type=Path, help="Arrow file of recordings of one's own: what is raised on them is reported")
+    p.add_argument("--background", type=Path, help="Arrow file of recordings of one's own: they train, and are judged out of fold")
     p.add_argument("--background-labels", type=Path, help="folder of the labels.json that go with it")
-    p.add_argument("--background-trains", action="store_true", help="their attacks train, and every other one of ordinary work")
     p.add_argument("--threads", type=int, default=1, help="threads of one training; more than one do not repeat bit for bit")
     p.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     a = p.parse_args()
@@ -205,31 +183,23 @@ def main() -> int:
     present = {w.recording for w in windows}
     labels = {r: l for r, l in labels.items() if r in present}
     feedback = read_feedback(a.feedback, a.platform) if a.feedback else []
-    more, more_labels = read_more(a.background, a.background_labels) if a.background else ([], {})
-    # Nothing of one's own recordings is in a fold's test. Where they train, half of the ordinary work is held out to tell the
-    # rate of false alerts, and an emulated attack does not train where one like it is tested. What analysts decided on
-    # always trains.
-    clean = [r for r, l in more_labels.items() if not any(l.attack.values())]
-    held_out = set(clean[1::2] if a.background_trains else more_labels)
-    extra = {r: l for r, l in more_labels.items() if r not in held_out}
-    unseen = [w for w in more if w.recording in held_out and w.view == "more all"]
-    more = more if a.background_trains else []
+    own, own_labels = read_own(a.background, a.background_labels) if a.background else ([], {})
     sources += [a.feedback / f"{a.platform}.arrow"] if feedback else []
-    sources += [a.background] if more else []
+    sources += [a.background] if own else []
     data_digest = hashlib.sha256("".join(map(digest, sources)).encode()).hexdigest()
     decided = sorted({w.recording for w in feedback})
+    # What analysts decided on trains in every fold.
     splits = {
-        k: [(n, test, train + decided + folds.unlike(extra, [labels[r] for r in test])) for n, test, train in parts]
+        k: [(n, test, train + decided) for n, test, train in folds.with_own(parts, labels, own_labels)]
         for k, parts in folds.splits(a.platform, labels).items()
     }
-    extra = decided + list(extra)
-    study = Study(a.platform, windows + feedback + more, a.work, data_digest)
-    counts = {k: sum(w.label == v for w in study.tested) for k, v in (("malicious", MALICIOUS), ("benign", BENIGN), ("left out", AMBIGUOUS))}
-    say(f"{a.platform}: {len(labels)} recordings, windows {counts}, {sum(len(w.graph.edge_src) for w in study.tested)} edges")
-    return run(a, study, splits, labels, extra, unseen, counts)
+    study = Study(a.platform, windows + feedback + own, a.work, data_digest)
+    counts = {k: sum(w.label == v for w in study.corpus) for k, v in (("malicious", MALICIOUS), ("benign", BENIGN), ("left out", AMBIGUOUS))}
+    say(f"{a.platform}: {len(labels)} recordings, windows {counts}, {sum(len(w.graph.edge_src) for w in study.corpus)} edges")
+    return run(a, study, splits, labels, decided + list(own_labels), counts)
 
 
-def run(a, study: Study, splits: dict, labels: dict[str, Labels], extra: list[str], unseen: list[Window], counts: dict) -> int:
+def run(a, study: Study, splits: dict, labels: dict[str, Labels], extra: list[str], counts: dict) -> int:
     report: dict = {"platform": a.platform, "version": a.version, "windows": counts, "rows": {}}
     recipe, seeds = RECIPES[a.platform], 0 if a.linear_only else a.seeds
     whole = sorted(labels) + extra
@@ -297,13 +267,6 @@ def run(a, study: Study, splits: dict, labels: dict[str, Labels], extra: list[st
     split = list(splits)[-1]
     kept_head = study.get(linear_head(study, EVERYTHING, whole))
     gat = net(study.get(student(study, EVERYTHING, whole, recipe, seeds)), recipe) if seeds else None
-    if unseen:
-        instances = linear.Instances(unseen)
-        parts_of = [instances.maximum(fitted(kept_head).score(instances.x), len(unseen))]
-        if gat:
-            parts_of.insert(0, fit.score(gat, unseen)[0])
-        report["background"] = own_recordings(readings[split], unseen, parts_of)
-        say(f"recordings of one's own: {report['background']}")
     small = [w.graph for w in study.tested if len(w.graph.node_type) <= EXAMPLE_NODES]
     metrics = {f"{k.replace(' ', '_').replace(',', '')}_{m}": v for k, r in report["rows"].items() for m, v in r.items() if m in ("detected", "roc_auc")}
     recipe_text = json.dumps(asdict(recipe), sort_keys=True) if seeds else "linear head only"
