@@ -53,11 +53,11 @@ test: setup lint ## Set up, lint, then run every test, against real Kafka broker
 
 .PHONY: chaos
 chaos: setup ## Seeded faults against real brokers: CHAOS_SEED=1 CHAOS_FAULTS=100 CHAOS_BROKERS=1,3
-	cargo test --release --locked -p logster-dataflow --test end_to_end -- --ignored --nocapture --test-threads 1 --skip overload
+	cargo test $(cargo_flags) --test end_to_end -- --ignored --nocapture --test-threads 1 --skip overload
 
 .PHONY: overload
 overload: setup ## Five times the input that a run can take (OVERLOAD_SECONDS=600); loud and late hosts
-	cargo test --release --locked -p logster-dataflow --test end_to_end -- --ignored --nocapture --test-threads 1 overload
+	cargo test $(cargo_flags) --test end_to_end -- --ignored --nocapture --test-threads 1 overload
 
 .PHONY: bench
 bench: setup ## Measure each stage on real captures, beside the peers, in one run
