@@ -3,6 +3,7 @@
 
 mod chaos;
 mod faults;
+mod feedback;
 mod live;
 mod models;
 mod outputs;

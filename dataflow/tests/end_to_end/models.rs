@@ -1,7 +1,9 @@
-//! A live run watches its model (drift, a shadow) and swaps it on SIGHUP; every window has exactly one verdict.
+//! Model packages in operation: verified, compared, refused; a live run watches its model (drift, a shadow) and swaps it
+//! on SIGHUP, and every window has exactly one verdict.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use logster_operators::score::drift::QUANTITIES;
@@ -34,6 +36,10 @@ fn packages(to: &Path) -> PathBuf {
         }
     }
     to.to_owned()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 /// Changes a package's manifest; the digests in it still hold.
@@ -86,6 +92,38 @@ fn verdicts(outputs: &Outputs) -> BTreeMap<String, Vec<(TimeMs, String)>> {
         hosts.entry(result.endpoint_id).or_default().push((result.window_end, result.model_version));
     }
     hosts
+}
+
+#[test]
+fn packages_are_verified_and_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = packages(&dir.path().join("packages"));
+    let (windows, linux) = (copy.join("windows"), copy.join("linux"));
+    let (windows, linux) = (windows.to_str().unwrap(), linux.to_str().unwrap());
+    let set = format!("model.packages={}", copy.display());
+    let verify = || logster(&["model", "verify", "--set", &set]).output().unwrap();
+    assert!(verify().status.success(), "{}", said(&verify()));
+
+    let demo = "deploy/demo/fleet.ndjson.zst";
+    let shipped = "models/packages/windows";
+    let compare = |b: &str| logster(&["model", "compare", shipped, b, "--input", demo]).output().unwrap();
+    let same = compare(windows);
+    let text = said(&same);
+    assert!(same.status.success(), "{text}");
+    for line in ["same verdict        100.00 %", "detections gained   0", "detections lost     0", "greatest 0.0000"] {
+        assert!(text.contains(line), "no {line:?} in\n{text}");
+    }
+    let other = compare(linux);
+    assert_eq!(other.status.code(), Some(2));
+    assert!(said(&other).contains("different platforms"), "{}", said(&other));
+
+    let model = copy.join("windows/model.onnx");
+    let mut bytes = std::fs::read(&model).unwrap();
+    bytes[1000] ^= 1;
+    std::fs::write(&model, bytes).unwrap();
+    let tampered = verify();
+    assert_eq!(tampered.status.code(), Some(1));
+    assert!(said(&tampered).contains("it was changed or cut short"), "{}", said(&tampered));
 }
 
 #[test]

@@ -3,30 +3,21 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use arrow_array::cast::AsArray;
-use logster_schema::{Alert, AlertStatus, AlertTransition, InputTopic};
+use logster_schema::{Alert, AlertStatus, AlertTransition, InputTopic, OutputTopic};
 use serde_json::{Value, json};
 
-fn logster(args: &[&str]) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_logster"));
-    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-    command.args(args).args(["--set", "http.enabled=false", "--set", "log.level=warn"]).stdin(Stdio::null());
-    let output = command.output().expect("logster starts");
-    assert!(output.status.success(), "{args:?}\n{}", String::from_utf8_lossy(&output.stderr));
-}
+use crate::outputs::Outputs;
+use crate::process::{logster, succeed};
 
 /// The last revision of each alert.
 fn alerts(outputs: &Path) -> BTreeMap<String, Alert> {
-    let text = std::fs::read_to_string(outputs.join("logster-alerts.ndjson")).unwrap();
-    let mut last: BTreeMap<String, Alert> = BTreeMap::new();
-    for line in text.lines() {
-        let mut record: Value = serde_json::from_str(line).unwrap();
-        let alert: Alert = serde_json::from_value(record["value"].take()).unwrap();
-        last.insert(alert.alert_id.clone(), alert);
-    }
-    last
+    let outputs = Outputs::of_files(&[outputs]);
+    let records = outputs.keys(OutputTopic::Alerts).flat_map(|(_, records)| records);
+    let alerts = records.map(|text| serde_json::from_str(text).unwrap());
+    alerts.map(|alert: Alert| (alert.alert_id.clone(), alert)).collect()
 }
 
 #[test]
@@ -37,7 +28,7 @@ fn verdicts_become_labelled_windows() {
     std::fs::create_dir(&input).unwrap();
     let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/demo/fleet.ndjson.zst");
     std::fs::copy(demo, input.join("fleet.ndjson.zst")).unwrap();
-    logster(&["run", "--input", &path("in"), "--out", &path("before")]);
+    succeed(logster(&["run", "--input", &path("in"), "--out", &path("before")]));
     let raised = alerts(&dir.path().join("before"));
     assert!(raised.len() >= 2, "the demo raises several alerts");
 
@@ -60,11 +51,19 @@ fn verdicts_become_labelled_windows() {
         })
         .collect();
     std::fs::write(input.join("verdicts.ndjson"), lines).unwrap();
-    logster(&["run", "--input", &path("in"), "--out", &path("after")]);
+    succeed(logster(&["run", "--input", &path("in"), "--out", &path("after")]));
     let decided = alerts(&dir.path().join("after"));
     assert!(decided.values().enumerate().all(|(n, a)| a.status == verdict(n == 0)), "{decided:?}");
 
-    logster(&["export-feedback", "--input", &path("in"), "--outputs", &path("after"), "--out", &path("feedback")]);
+    succeed(logster(&[
+        "export-feedback",
+        "--input",
+        &path("in"),
+        "--outputs",
+        &path("after"),
+        "--out",
+        &path("feedback"),
+    ]));
     let feedback = dir.path().join("feedback");
     let labels: Vec<Value> = serde_json::from_slice(&std::fs::read(feedback.join("labels.json")).unwrap()).unwrap();
     assert_eq!(labels.len(), decided.len());
