@@ -140,8 +140,8 @@ struct Round<'a> {
     /// Brokers that come back at a time: number, when, killed (or stopped).
     away: Vec<(u32, Instant, bool)>,
     done: bool,
-    /// Processes killed whose end was not seen yet.
-    killed: usize,
+    /// The process that was killed and whose end was not seen yet.
+    killed: Option<usize>,
 }
 
 impl Round<'_> {
@@ -177,7 +177,7 @@ impl Round<'_> {
                 self.lost.get_or_insert_with(Instant::now);
                 match end.code {
                     Some(0) => {}
-                    None if self.killed > 0 => self.killed -= 1,
+                    None if self.killed.is_some() => {}
                     Some(1 | 3) => {
                         let words: String = end.said.chars().filter(|c| !c.is_ascii_digit()).take(160).collect();
                         *self.tally.words.entry(words).or_default() += 1;
@@ -186,6 +186,7 @@ impl Round<'_> {
                 }
             }
             assert!(self.tally.wrong.is_empty(), "{}\n(logs: {})", self.tally.wrong.join("\n"), self.dir.display());
+            self.killed = self.killed.filter(|index| self.run.ended().nth(*index).flatten().is_none());
             self.done = self.run.is_done();
             let partly = self.run.ended().any(|end| end.is_some_and(|end| end.code != Some(0)));
             if partly {
@@ -250,6 +251,7 @@ impl Round<'_> {
 
     fn next_life(&mut self, shape: Shape) {
         self.lives += 1;
+        self.killed = None;
         self.tally.restarts += 1;
         self.run = Self::start(self.dir, self.lives, shape, self.cluster.brokers());
     }
@@ -257,7 +259,10 @@ impl Round<'_> {
     fn wait_for(&mut self, moment: Moment) {
         let limit = Duration::from_secs(180);
         match moment {
-            Moment::Starting(after) => self.supervise(limit, |round| round.run.started().elapsed() < after),
+            // What was killed last must have been started again, or there is nothing to strike.
+            Moment::Starting(after) => {
+                self.supervise(limit, |round| round.killed.is_some() || round.run.started().elapsed() < after);
+            }
             Moment::Running(after) => {
                 self.supervise(limit, |round| !round.run.is_ready());
                 let since = Instant::now();
@@ -288,7 +293,7 @@ impl Round<'_> {
                 self.run.signal(process, "KILL");
                 if next == self.run.shape {
                     // Its supervisor restarts it alone; the others follow by themselves.
-                    self.killed += 1;
+                    self.killed = Some(process);
                 } else {
                     if !met {
                         // The others may still wait for it to come, and it will not.
@@ -384,7 +389,7 @@ impl Chaos {
                 broker_was_away: false,
                 away: Vec::new(),
                 done: false,
-                killed: 0,
+                killed: None,
             };
             while next < plan.len() {
                 let shape = plan.get(next + 1).map_or(Shape { processes: 1, workers: 2 }, |step| step.shape);
