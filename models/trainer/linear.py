@@ -143,9 +143,8 @@ def instance_weights(data: Instances, use: np.ndarray, label: np.ndarray) -> np.
     w[index] = counts[inverse] ** -0.7
     w[use & (label == 0) & (data.window_label == MALICIOUS)] *= BACKGROUND_WEIGHT
     positive, negative = use & (label == 1), use & (label == 0)
-    for group in (positive,):
-        total = np.bincount(data.recording[group], w[group], minlength=data.recording.max() + 1)
-        w[group] /= np.maximum(total[data.recording[group]], 1e-9) ** 0.5
+    total = np.bincount(data.recording[positive], w[positive], minlength=data.recording.max() + 1)
+    w[positive] /= np.maximum(total[data.recording[positive]], 1e-9) ** 0.5
     w[positive] *= 2000 / max(w[positive].sum(), 1e-9)
     w[negative] *= 4000 / max(w[negative].sum(), 1e-9)
     return w

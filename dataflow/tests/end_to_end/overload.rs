@@ -232,7 +232,7 @@ fn five_times_what_it_can_take() {
     let cluster = Cluster::start();
     let mut run = start(&cluster, dir.path(), &[]);
     let pid = run.pid(0);
-    let throttle = Throttle::start(pid, 10);
+    let throttle = Throttle::start(pid, 20);
     const HOSTS: Range<usize> = 0..2_000;
 
     // What it can take: as much as it reads of a flood, once the first windows are closed and scored.
@@ -243,7 +243,7 @@ fn five_times_what_it_can_take() {
     std::thread::sleep(Duration::from_secs(seconds.clamp(20, 60)));
     let takes = (events(&run) - before) / since.elapsed().as_secs_f64();
     let mut sent = flood.stop();
-    println!("a tenth of the machine takes {takes:.0} events/s");
+    println!("a twentieth of the machine takes {takes:.0} events/s");
 
     let fleet = Fleet::start(cluster.brokers(), HOSTS, 5.0 * takes, |_| 0);
     let mut samples = Vec::new();
