@@ -242,7 +242,16 @@ fn five_times_what_it_can_take() {
 
     // What it can take: as much as it reads of a flood, once the first windows are closed and scored.
     let flood = Fleet::start(cluster.brokers(), HOSTS, 50_000.0, |_| 0);
-    let events = |run: &Run| run.metric("logster_normalized_events_total");
+    let events = |run: &Run| {
+        // Held up as it is, it does not always answer in time.
+        let asked = Instant::now();
+        loop {
+            match run.metric("logster_normalized_events_total") {
+                0.0 => assert!(asked.elapsed() < SOON, "no answer"),
+                events => return events,
+            }
+        }
+    };
     std::thread::sleep(Duration::from_secs(seconds.clamp(20, 60)));
     let (before, since) = (events(&run), Instant::now());
     std::thread::sleep(Duration::from_secs(seconds.clamp(20, 60)));
