@@ -33,7 +33,7 @@ import numpy as np
 
 from . import folds
 from .calibrate import ALERT_PROBABILITY
-from .data import AMBIGUOUS, BENIGN, MALICIOUS, SNIPPETS, Labels, digest, load_labels, to_ms
+from .data import AMBIGUOUS, BENIGN, MALICIOUS, SNIPPETS, Labels, digest, label_files, load_labels, to_ms
 from .evaluate import BUDGETS, Scored, calibration_error, roc_auc
 from .scramble import Scramble
 
@@ -80,7 +80,7 @@ def unpacked(path: Path):
 def recordings_in(folder: Path) -> tuple[dict[str, dict], dict[str, Path]]:
     """What labels.json says of each recording, and the folder that holds it: the one given, or one in it."""
     raw, places = {}, {}
-    for found in sorted([*folder.glob("labels.json"), *folder.glob("*/labels.json")]):
+    for found in label_files(folder):
         for record in json.loads(found.read_text()):
             raw[record["id"]], places[record["id"]] = record, found.parent
     return raw, places

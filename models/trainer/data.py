@@ -217,10 +217,15 @@ def read_feedback(folder: Path, platform: str) -> list[Window]:
     return read(path, load_labels(folder / "labels.json")) if path.exists() else []
 
 
+def label_files(folder: Path) -> list[Path]:
+    """The labels.json of recordings: in the folder, and one folder down."""
+    return sorted([*folder.glob("labels.json"), *folder.glob("*/labels.json")])
+
+
 def read_own(path: Path, folder: Path) -> tuple[list[Window], dict[str, Labels]]:
     """Recordings of one's own, exported like the corpus, and their labels; `folder` holds them beside a labels.json, or
     folders that do."""
     labels = {}
-    for found in sorted([*folder.glob("labels.json"), *folder.glob("*/labels.json")]):
+    for found in label_files(folder):
         labels |= load_labels(found)
     return [replace(w, own=True) for w in read(path, labels) if w.label != AMBIGUOUS], labels
