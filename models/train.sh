@@ -3,7 +3,7 @@
 # seen, and writes the report. Interrupted, it goes on where it stopped.
 #
 #   LOGSTER_CORPUS  folder with windows/ and linux/ (default ../shared/corpus)
-#   MODEL_VERSION     version of the packages (default 7; count on when data or recipe change: ids of results hold it)
+#   MODEL_VERSION     version of the packages (default 8; count on when data or recipe change: ids of results hold it)
 #   MODEL_SEEDS       seeds per model (default 5)
 #   MODEL_GAT         platforms whose package holds a trained GAT beside the linear head (default "windows")
 #   MODEL_FEEDBACK    folder of `logster export-feedback`: alerts that analysts decided on, to train on as well
@@ -37,7 +37,7 @@ if ! cmp -s "$models/requirements.txt" "$venv/requirements.txt"; then
     cp "$models/requirements.txt" "$venv/requirements.txt"
 fi
 
-(cd "$root" && cargo build --release --locked -p logster-dataflow)
+(cd "$root" && cargo build --release --locked)
 logster=$root/target/release/logster
 
 cd "$models"
@@ -68,7 +68,7 @@ for platform in windows linux; do
     fi
     nice "$python" -m trainer.train --platform "$platform" --windows "$work/$platform.arrow" \
         --labels "$corpus/$platform/labels.json" --work "$work/$platform" --package "packages/$platform" \
-        --version "${MODEL_VERSION:-7}" --seeds "${MODEL_SEEDS:-5}" --threads "$threads" --jobs "$jobs" "${options[@]}"
+        --version "${MODEL_VERSION:-8}" --seeds "${MODEL_SEEDS:-5}" --threads "$threads" --jobs "$jobs" "${options[@]}"
 done
 # The product judges: each fold's recordings with the packages that have not seen them.
 for platform in windows linux; do

@@ -184,6 +184,7 @@ def figures(platform: str, labels: dict[str, Labels], rows: list[dict], verdicts
         "budgets": list(BUDGETS),
         "rules_alone": [int((scored.peaks(counts) >= RULE_SCORE).sum()), scored.false_alerts(counts, RULE_SCORE)],
         "transfer": list(scored.transfer(p, 2)),
+        "transfer_of_1": list(scored.transfer(p, 1)),
         "roc_auc": roc_auc(p[(label == MALICIOUS) & counted], p[(label == BENIGN) & counted]),
         "roc_auc_all": roc_auc(p[label == MALICIOUS], p[label == BENIGN]),
         "expected_calibration_error": calibration_error(p[kept], label[kept].astype(float), np.ones(kept.sum())),

@@ -21,8 +21,6 @@ import torch
 from .contract import EDGE_FEATURES, GRAPH_FEATURES, NODE_FEATURES, Batch
 
 MALICIOUS, BENIGN, AMBIGUOUS = 1, 0, -1
-#: Kind of a benign window in which the researcher's capture tooling ran: scored, never trained on.
-RECORDER = "recorder"
 #: Node labels: unknown nodes take part in no node loss.
 NODE_UNKNOWN = -1
 #: Recordings of snippets without background: recall only.
@@ -100,7 +98,6 @@ class Labels:
         for host, _, a, b in self.kinds:
             per_host[host].append((a, b))
         self.benign = {h: joined(v) for h, v in per_host.items()}
-        self.recorder = [(i["host"].lower(), *map(to_ms, i["interval"])) for i in record.get("recorder_intervals") or ()]
 
     def of_window(self, host: str, start: int, end: int) -> tuple[int, str]:
         """Label and kind of `[start, end)`: malicious if it overlaps an attack, benign if wholly benign.
@@ -112,8 +109,6 @@ class Labels:
         start, end = max(start, self.start), min(end, self.end)
         for a, b in self.benign.get(host, ()):
             if a - TOLERANCE_MS <= start and end <= b + TOLERANCE_MS:
-                if any(h == host and x <= end and y >= start for h, x, y in self.recorder):
-                    return BENIGN, RECORDER
                 kinds = [k for h, k, x, y in self.kinds if h == host and x - TOLERANCE_MS <= end and y + TOLERANCE_MS >= start]
                 return BENIGN, kinds[0]
         return AMBIGUOUS, ""

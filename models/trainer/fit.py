@@ -1,12 +1,9 @@
 """Trains the GAT on labelled windows. Deterministic for a seed, a thread count and a machine.
 
-A net is a teacher, which learns from labels alone, or a student, which learns from the mean opinion of several teachers
-as well: it then says what they say together, at the cost of one. Teachers and student see the same recordings.
-
-- Loss: cross-entropy of the worst process against the window's label (smoothed), of the pooled read-out
+- Loss: cross-entropy of the worst process against the window's label, of the pooled read-out
   likewise at a lower weight, and of each labelled process.
-- Against overfitting to labs: flags and edges are dropped at random, features jittered, and attack graphs are
-  spliced into benign windows of other recordings.
+- Against overfitting to labs: ids that one source alone shows say nothing, flags and edges are dropped at random,
+  features jittered, and attack graphs are spliced into benign windows of other recordings.
 - Overlapping windows say nearly the same: each epoch takes a random share of them.
 """
 
@@ -14,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,9 +19,11 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from .contract import VOCABULARY, Batch, union
-from .data import AMBIGUOUS, BENIGN, MALICIOUS, RECORDER, Window
+from .data import AMBIGUOUS, BENIGN, MALICIOUS, Window
 from .net import FLOOR, Gat, Shape, read_out_mask, segment_max
 
+#: Families of recordings that must show an id before a net may use it.
+LEAST_FAMILIES = 2
 #: A GPU where there is one. Its sums are not reproducible bit for bit; a CPU with one thread is.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -47,9 +46,6 @@ class Recipe:
     splice: float = 0.4
     node_loss: float = 0.5
     pooled_loss: float = 0.3
-    smoothing: float = 0.03
-    #: A student's share of what its teachers say in what it is to say; the rest is the label.
-    opinion: float = 0.7
     #: Weights are averaged over the steps of the last part of training: steadier than the last step's.
     averaged: float = 0.3
 
@@ -115,26 +111,11 @@ def batches(windows: list[Window], order, limit: int):
         yield batch
 
 
-def opinions(teachers: list[Gat], windows: list[Window]) -> list[np.ndarray]:
-    """The mean of the teachers' logits of each window's nodes, as probabilities.
-
-    No message passes between the parts of a spliced window, so theirs are those of its parts.
-    """
-    out: list[np.ndarray] = [np.zeros(0)] * len(windows)
-    with torch.no_grad():
-        for step in batches(windows, range(len(windows)), 20_000):
-            b = union([windows[i].graph for i in step])
-            logit = torch.stack([teacher(b)[0] for teacher in teachers]).mean(0)
-            cuts = np.cumsum([len(windows[i].graph.node_type) for i in step])[:-1]
-            for i, part in zip(step, np.split(torch.sigmoid(logit).numpy(), cuts)):
-                out[i] = part
-    return out
-
-
-def train(windows: list[Window], recipe: Recipe, seed: int, teachers: list[Gat] = (), log=None) -> Gat:
+def train(windows: list[Window], recipe: Recipe, seed: int, log=None) -> Gat:
     """Fits a GAT on the windows with a label; `log(epoch, loss, seconds)` after each epoch."""
-    windows = [w for w in windows if w.label != AMBIGUOUS and w.kind != RECORDER]
-    said = opinions(teachers, windows) if teachers else None
+    windows = [w for w in windows if w.label != AMBIGUOUS]
+    usable = usable_ids(windows)
+    windows = [replace(w, graph=restricted(w.graph, usable)) for w in windows]
     torch.manual_seed(seed)
     r = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -158,17 +139,14 @@ def train(windows: list[Window], recipe: Recipe, seed: int, teachers: list[Gat] 
         gat.train()
         total, started = 0.0, time.monotonic()
         for step in steps:
-            graphs, labels, taught = [], [], []
+            graphs, labels = [], []
             for i in step:
                 w = windows[i]
                 graph, label = w.graph, w.node_label
-                opinion = said[i] if said else None
                 if w.label == MALICIOUS and benign and (w.snippet or rng.random() < recipe.splice):
                     k = benign[rng.integers(len(benign))]
                     if windows[k].recording != w.recording:
                         graph, label = spliced(w, windows[k])
-                        opinion = np.concatenate([opinion, said[k]]) if said else None
-                taught.append(opinion)
                 graphs.append(thinned(graph, recipe, r))
                 labels.append(label)
             b = on_device(union(graphs))
@@ -176,20 +154,13 @@ def train(windows: list[Window], recipe: Recipe, seed: int, teachers: list[Gat] 
             mask = read_out_mask(b.node_type)
             worst = segment_max(node * mask + FLOOR * (1 - mask), b.node_graph, len(graphs))
             y = torch.tensor([float(windows[i].label) for i in step], device=DEVICE)
-            target = y * (1 - 2 * recipe.smoothing) + recipe.smoothing
             known = torch.from_numpy(np.concatenate(labels)).float().to(DEVICE)
-            use, is_attack = (known >= 0) & (mask > 0), known
-            if said:
-                opinion = torch.from_numpy(np.concatenate(taught)).float().to(DEVICE)
-                highest = torch.zeros_like(target).scatter_reduce(0, b.node_graph, opinion * mask, "amax")
-                target = (1 - recipe.opinion) * target + recipe.opinion * highest
-                is_attack = torch.where(known >= 0, (1 - recipe.opinion) * known + recipe.opinion * opinion, opinion)
-                use = mask > 0
+            use = (known >= 0) & (mask > 0)
             w = weight[step].to(DEVICE)
-            loss = (F.binary_cross_entropy_with_logits(worst, target, reduction="none") * w).mean()
-            loss = loss + recipe.pooled_loss * (F.binary_cross_entropy_with_logits(pooled, target, reduction="none") * w).mean()
+            loss = (F.binary_cross_entropy_with_logits(worst, y, reduction="none") * w).mean()
+            loss = loss + recipe.pooled_loss * (F.binary_cross_entropy_with_logits(pooled, y, reduction="none") * w).mean()
             if use.any():
-                is_attack = is_attack[use]
+                is_attack = known[use]
                 background = torch.where(y[b.node_graph] == 1, 0.1, 0.3)[use]
                 share = is_attack + (1 - is_attack) * background
                 each = F.binary_cross_entropy_with_logits(node[use], is_attack, reduction="none")
@@ -207,18 +178,45 @@ def train(windows: list[Window], recipe: Recipe, seed: int, teachers: list[Gat] 
         if log:
             log(epoch, total / sum(map(len, steps)), time.monotonic() - started)
     gat = (average.module if average else gat).cpu()
-    forget_unseen(gat, windows)
+    forget_unusable(gat, usable)
     return gat.eval()
 
 
-def forget_unseen(gat: Gat, windows: list[Window]) -> None:
-    """Ids that training never met say nothing: their embeddings are set to zero."""
-    for table, name in ((gat.tokens, "tok_id"), (gat.trees, "tree_id")):
-        seen = torch.zeros(VOCABULARY, dtype=torch.bool)
+def usable_ids(windows: list[Window]) -> dict[str, torch.Tensor]:
+    """Which ids a net may use, as own tokens (`tok`) and as signs over a tree (`tree`).
+
+    Windows of `LEAST_FAMILIES` families must show an id: what one source alone shows may be its mark. A benign one must be
+    among those that show an own token: a program that only attacked hosts were recorded to run, be it a browser, would be
+    suspect for what the recordings lack. A sign of suspicion needs no such company.
+    """
+    least = min(LEAST_FAMILIES, len({w.family for w in windows}))
+    out = {}
+    for kind in ("tok", "tree"):
+        shown: dict[str, np.ndarray] = {}
+        ordinary = np.zeros(VOCABULARY, bool)
         for w in windows:
-            seen[getattr(w.graph, name)] = True
-        with torch.no_grad():
-            table[~seen] = 0
+            ids = getattr(w.graph, f"{kind}_id").numpy()
+            shown.setdefault(w.family, np.zeros(VOCABULARY, bool))[ids] = True
+            if w.label == BENIGN:
+                ordinary[ids] = True
+        usable = sum(shown.values(), np.zeros(VOCABULARY, int)) >= least
+        out[kind] = torch.from_numpy(usable & ordinary if kind == "tok" else usable)
+    return out
+
+
+def restricted(graph: Batch, usable: dict[str, torch.Tensor]) -> Batch:
+    """The graph with usable ids alone."""
+    tok, tree = usable["tok"][graph.tok_id], usable["tree"][graph.tree_id]
+    return graph._replace(
+        tok_id=graph.tok_id[tok], tok_node=graph.tok_node[tok], tree_id=graph.tree_id[tree], tree_node=graph.tree_node[tree]
+    )
+
+
+def forget_unusable(gat: Gat, usable: dict[str, torch.Tensor]) -> None:
+    """The embeddings of other ids are set to zero: they say nothing."""
+    with torch.no_grad():
+        gat.tokens[~usable["tok"]] = 0
+        gat.trees[~usable["tree"]] = 0
 
 
 def score(gat: Gat, windows: list[Window]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from scipy.optimize import minimize
 
 from .contract import VOCABULARY
-from .data import BENIGN, MALICIOUS, NODE_UNKNOWN, RECORDER, Window
+from .data import AMBIGUOUS, MALICIOUS, NODE_UNKNOWN, Window
 from .net import FLOOR, READ_OUT, LinearHead
 
 #: Background processes of attack windows: probably benign, not surely.
@@ -61,7 +61,7 @@ class Instances:
         per_window = np.array([recordings.setdefault(w.recording, len(recordings)) for w in windows])
         self.recording = per_window[self.window]
         self.window_label = np.array([w.label for w in windows])[self.window]
-        self.trainable = np.array([w.label != -1 and w.kind != RECORDER for w in windows])[self.window]
+        self.trainable = np.array([w.label != AMBIGUOUS for w in windows])[self.window]
         self.own = np.array([w.own for w in windows], bool)[self.window]
         # A malicious recording none of whose processes is labelled: its zeros are unknown too.
         named = np.unique(self.recording[self.label == 1])

@@ -16,7 +16,7 @@ from .export import emit, round_tables
 from .net import Detector
 
 #: Version of the feature specification that the Rust code computes (`operators/src/features.rs`).
-FEATURE_VERSION = "logster-features-3"
+FEATURE_VERSION = "logster-features-4"
 FORMAT = 1
 MAX_BYTES = 8 * 1024 * 1024
 

@@ -6,8 +6,7 @@ packages that saw nothing of it, for `trainer.backtest`.
 Every fold's scores are kept in the work folder under a digest of what they depend on, so that an interrupted
 run goes on where it stopped. Nothing here reads a clock but for the progress lines.
 
-What ships is decided beforehand, not by the scores: the linear head, and a GAT distilled from the GATs of all seeds
-(`trainer.fit`: a student of theirs, with the first seed). Each fold has teachers and a student of its own.
+What ships is decided beforehand, not by the scores: the linear head, and the GAT of the first seed.
 """
 
 from __future__ import annotations
@@ -33,14 +32,15 @@ from .study import Result, Study, say
 
 #: Most examples of real windows in a package's self-test vector, and most nodes of one.
 EXAMPLES, EXAMPLE_NODES = 3, 40
-#: Seeds of the untyped baseline: at most so many.
-UNTYPED_SEEDS = 2
+#: Seeds of a net that is a baseline only: at most so many.
+BASELINE_SEEDS = 2
 #: What everything but nothing held out is called in the work folder.
 EVERYTHING = "everything"
 
 RECIPES = {
     "windows": fit.Recipe(shape=Shape(use_tokens=True)),
-    "linux": fit.Recipe(shape=Shape(use_tokens=False)),
+    # Twenty times the edges of a Windows window, in three views.
+    "linux": fit.Recipe(shape=Shape(use_tokens=False), share=0.2),
 }
 
 
@@ -61,7 +61,7 @@ def fitted(kept: dict[str, np.ndarray]) -> linear.Fit:
     return linear.Fit(kept["weight"], kept["square"], *map(float, kept["rest"]))
 
 
-def teacher(study: Study, name: str, train: list[str], recipe: fit.Recipe, seed: int) -> Result:
+def trained(study: Study, name: str, train: list[str], recipe: fit.Recipe, seed: int) -> Result:
     """A GAT that saw these recordings only."""
 
     def compute():
@@ -70,19 +70,7 @@ def teacher(study: Study, name: str, train: list[str], recipe: fit.Recipe, seed:
         return weights(gat)
 
     kind = "gat" if recipe.shape.typed else "untyped"
-    return Result(f"{kind}-{name}-{seed}", {"train": train, "recipe": asdict(recipe), "seed": seed, "code": 3}, compute)
-
-
-def student(study: Study, name: str, train: list[str], recipe: fit.Recipe, seeds: int) -> Result:
-    """The GAT that learns from the labels of these recordings and from what the seeds' GATs say of them."""
-
-    def compute():
-        teachers = [net(study.get(teacher(study, name, train, recipe, seed)), recipe) for seed in range(seeds)]
-        gat = fit.train(study.of(train), recipe, 0, teachers)
-        say(f"gat, {name}, distilled: trained")
-        return weights(gat)
-
-    return Result(f"distilled-{name}", {"train": train, "recipe": asdict(recipe), "seeds": seeds, "code": 3}, compute)
+    return Result(f"{kind}-{name}-{seed}", {"train": train, "recipe": asdict(recipe), "seed": seed, "code": 4}, compute)
 
 
 def weights(gat: Gat) -> dict[str, np.ndarray]:
@@ -126,37 +114,57 @@ def models(study: Study, parts: list[folds.Fold], recipe: fit.Recipe, seeds: int
     """The models of one way of leaving out; the first is what ships."""
     if not seeds:
         return {"ships": Run([lin], lambda *_: None)}
-    makers = {"ships": lambda fold, train: student(study, fold, train, recipe, seeds)}
-    for seed in range(seeds):
-        makers[f"seed {seed}"] = lambda fold, train, seed=seed: teacher(study, fold, train, recipe, seed)
-    return {
-        name: Run(
-            [gat_out_of_fold(study, parts, recipe, maker), lin],
-            lambda fold, train, maker=maker: net(study.get(maker(fold, train)), recipe),
-        )
-        for name, maker in makers.items()
-    }
+
+    def run_of(seed: int) -> Run:
+        def result(fold: str, train: list[str]) -> Result:
+            return trained(study, fold, train, recipe, seed)
+
+        return Run([gat_out_of_fold(study, parts, recipe, result), lin], lambda fold, train: net(study.get(result(fold, train)), recipe))
+
+    runs = {f"seed {seed}": run_of(seed) for seed in range(seeds)}
+    return {"ships": runs["seed 0"], **runs}
 
 
-def everything_needed(study: Study, splits: dict, whole: list[str], recipe: fit.Recipe, seeds: int) -> list[list[Result]]:
-    """All that is to be computed, in steps: students need their teachers."""
-    untyped = replace(recipe, shape=replace(recipe.shape, typed=False))
+@dataclass
+class BaselineNet:
+    """A net that stands in the table only: one without types where a GAT ships, the GAT where none does. The latter trains on
+    the corpus alone, for time's sake."""
+
+    name: str
+    recipe: fit.Recipe
+    #: What it may not train on.
+    not_for_it: frozenset[str]
+    seeds: range
+
+    @classmethod
+    def of(cls, study: Study, recipe: fit.Recipe, a) -> BaselineNet:
+        seeds = range(min(a.seeds, BASELINE_SEEDS))
+        if a.linear_only:
+            own = frozenset(w.recording for w in study.windows) - {w.recording for w in study.corpus}
+            return cls("gat on the corpus alone", recipe, own, seeds)
+        return cls("untyped net", replace(recipe, shape=replace(recipe.shape, typed=False)), frozenset(), seeds)
+
+    def result(self, study: Study, fold: str, train: list[str], seed: int) -> Result:
+        return trained(study, fold, [r for r in train if r not in self.not_for_it], self.recipe, seed)
+
+
+def everything_needed(
+    study: Study, splits: dict, whole: list[str], recipe: fit.Recipe, seeds: int, baseline: BaselineNet
+) -> list[Result]:
+    """All that is to be computed."""
     strictest = list(splits)[-1]
-    first, second, third = [linear_head(study, EVERYTHING, whole)], [], []
+    needed = [linear_head(study, EVERYTHING, whole)]
     for split, parts in splits.items():
         for fold, _, train in parts:
-            first.append(linear_head(study, fold, train))
+            needed.append(linear_head(study, fold, train))
             if split == strictest:
-                first += [baselines.window_regression(study, fold, train), baselines.boosting(study, fold, train)]
-    if any(map(study.missing, first)):
+                needed += [baselines.window_regression(study, fold, train), baselines.boosting(study, fold, train)]
+    if any(map(study.missing, needed)):
         _ = study.instances.by_window, study.instances.distinct  # made once, before processes part
-    if seeds:
-        for parts in splits.values():
-            for fold, _, train in [*parts, (EVERYTHING, [], whole)]:
-                first += [teacher(study, fold, train, recipe, seed) for seed in range(seeds)]
-                second.append(student(study, fold, train, recipe, seeds))
-        third += [teacher(study, fold, train, untyped, seed) for fold, _, train in splits[strictest] for seed in range(min(seeds, UNTYPED_SEEDS))]
-    return [first, second, third]
+    for parts in splits.values():
+        for fold, _, train in [*parts, (EVERYTHING, [], whole)]:
+            needed += [trained(study, fold, train, recipe, seed) for seed in range(seeds)]
+    return needed + [baseline.result(study, fold, train, seed) for fold, _, train in splits[strictest] for seed in baseline.seeds]
 
 
 def main() -> int:
@@ -203,8 +211,8 @@ def run(a, study: Study, splits: dict, labels: dict[str, Labels], extra: list[st
     report: dict = {"platform": a.platform, "version": a.version, "windows": counts, "rows": {}}
     recipe, seeds = RECIPES[a.platform], 0 if a.linear_only else a.seeds
     whole = sorted(labels) + extra
-    for step in everything_needed(study, splits, whole, recipe, seeds):
-        study.prepare(step, a.jobs if a.threads == 1 else 1)
+    baseline = BaselineNet.of(study, recipe, a)
+    study.prepare(everything_needed(study, splits, whole, recipe, seeds, baseline), a.jobs if a.threads == 1 else 1)
 
     def note(name: str, score: np.ndarray) -> None:
         report["rows"][name] = r = study.summary(score)
@@ -225,33 +233,31 @@ def run(a, study: Study, splits: dict, labels: dict[str, Labels], extra: list[st
             note(f"boosting, {split}", out_of_fold(study, parts, lambda f, t: baselines.boosting(study, f, t)))
         lin = out_of_fold(study, parts, lambda f, t: linear_head(study, f, t))
         note(f"linear head, {split}", lin)
-        if seeds and split == list(splits)[-1]:
-            untyped = replace(recipe, shape=replace(recipe.shape, typed=False))
-            for seed in range(min(seeds, UNTYPED_SEEDS)):
-                note(f"untyped net, seed {seed}", gat_out_of_fold(study, parts, untyped, lambda f, t: teacher(study, f, t, untyped, seed)))
+        if split == list(splits)[-1]:
+            for seed in baseline.seeds:
+                worst = gat_out_of_fold(study, parts, baseline.recipe, lambda f, t: baseline.result(study, f, t, seed))
+                note(f"{baseline.name}, seed {seed}", worst)
         runs = models(study, parts, recipe, seeds, lin)
         seeded = [r.parts for name, r in runs.items() if name != "ships"]
+        # Seeds are calibrated together: they differ by luck alone.
+        together = seeded or [runs["ships"].parts]
         left_out = {name: np.full(len(study.tested), np.nan) for name in runs}
         for fold, test, train in parts:
             inside = np.isin(study.tested_names, test)
             head = fitted(study.get(linear_head(study, fold, train)))
+            reading = Reading.of(study, together, ~inside)
             for name, one in runs.items():
-                # What ships is calibrated by itself; single seeds together, for they differ by luck alone.
-                reading = Reading.of(study, [one.parts] if name == "ships" else seeded, ~inside)
                 left_out[name][inside] = reading.probability([p[inside] for p in one.parts])
                 folder = a.work / "packages" / split / name.replace(" ", "-") / fold.replace(" ", "-")
                 ship(a, f"{a.version}-{name}-without-{fold}".replace(" ", "-"), folder, assemble(head, one.gat(fold, train), reading))
         every = np.ones(len(study.tested), bool)
-        readings[split] = reading = Reading.of(study, [runs["ships"].parts], every)
+        readings[split] = reading = Reading.of(study, together, every)
         probabilities[split] = left_out["ships"]
+        for seed, parts_of in enumerate(seeded):
+            note(f"gat, seed {seed}", parts_of[0])
+            note(f"combined, seed {seed}", combined(parts_of, reading.scales))
         if seeded:
-            scales = Reading.of(study, seeded, every).scales
-            for seed, parts_of in enumerate(seeded):
-                note(f"gat, seed {seed}", parts_of[0])
-                note(f"combined, seed {seed}", combined(parts_of, scales))
-            note("combined, mean of seeds", np.mean([combined(r, scales) for r in seeded], 0))
-            note("distilled gat", runs["ships"].parts[0])
-            note("distilled gat and linear head (ships)", combined(runs["ships"].parts, reading.scales))
+            note("combined, mean of seeds", np.mean([combined(r, reading.scales) for r in seeded], 0))
         probability = reading.probability(runs["ships"].parts)
         report.setdefault("calibration", {})[split] = calibration = {
             "method": "piecewise linear logit of the score, through 0.7 at the false-alert budget",
@@ -266,7 +272,7 @@ def run(a, study: Study, splits: dict, labels: dict[str, Labels], extra: list[st
 
     split = list(splits)[-1]
     kept_head = study.get(linear_head(study, EVERYTHING, whole))
-    gat = net(study.get(student(study, EVERYTHING, whole, recipe, seeds)), recipe) if seeds else None
+    gat = net(study.get(trained(study, EVERYTHING, whole, recipe, 0)), recipe) if seeds else None
     small = [w.graph for w in study.tested if len(w.graph.node_type) <= EXAMPLE_NODES]
     metrics = {f"{k.replace(' ', '_').replace(',', '')}_{m}": v for k, r in report["rows"].items() for m, v in r.items() if m in ("detected", "roc_auc")}
     recipe_text = json.dumps(asdict(recipe), sort_keys=True) if seeds else "linear head only"

@@ -19,7 +19,7 @@ pub mod windows;
 use crate::graph::{NodeKind, Relation, WindowGraph};
 
 /// Names this specification in model packages. A package trained on another is refused.
-pub const FEATURE_VERSION: &str = "logster-features-3";
+pub const FEATURE_VERSION: &str = "logster-features-4";
 /// Number of different token ids.
 pub const TOKEN_IDS: u64 = 32_768;
 /// Columns of `node_feat`.

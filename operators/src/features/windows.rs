@@ -155,7 +155,7 @@ impl Build<'_> {
             let mut bag = Bag::default();
             bag.say(&["img:", program.name]);
             bag.say(&["cls:", program.class]);
-            bag.flag_if(program.is_user(), &["img_user"]);
+            bag.flag_if(program.is_user() && program.place.name != "apphome", &["img_user"]);
             bag.flag_if(program.is_user(), &["img_", program.name]);
             let set = self.pane.set(bag.0);
             self.pane.apply(node, set);

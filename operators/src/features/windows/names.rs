@@ -18,27 +18,34 @@ const fn place(name: &'static str, kind: u8) -> Place {
     Place { name, system: kind == b's', user: kind == b'u' }
 }
 
-/// First match wins, so the particular stands before the general.
+/// First match wins, so the particular stands before the general. Places of the system count only at the root of a drive
+/// (`C:\Users\me\Program Files\a.dll` lies in somebody's profile), the others anywhere in a path.
 static PLACES: &[(&str, Place)] = &[
     (r"\windows\temp\", place("wintemp", b'u')),
     (r"\windows\system32\config\", place("config", b'-')),
     (r"\windows\system32\tasks\", place("tasks", b'-')),
-    (r"\system32\spool\", place("spool", b'-')),
-    (r"\system32\wbem", place("wbem", b's')),
-    (r"\windows\system32\windowspowershell", place("pshome", b's')),
+    (r"\windows\system32\spool\", place("spool", b'-')),
+    (r"\windows\system32\wbem\", place("wbem", b's')),
+    (r"\windows\system32\windowspowershell\", place("pshome", b's')),
     (r"\windows\syswow64\", place("sys32", b's')),
     (r"\windows\system32\", place("sys32", b's')),
-    (r"\windows\winsxs", place("winsxs", b's')),
-    (r"\microsoft.net\", place("dotnet", b's')),
-    (r"\windows\assembly", place("dotnet", b's')),
-    (r"\windows\prefetch", place("prefetch", b'-')),
+    (r"\windows\winsxs\", place("winsxs", b's')),
+    (r"\windows\microsoft.net\", place("dotnet", b's')),
+    (r"\windows\assembly\", place("dotnet", b's')),
+    (r"\windows\prefetch\", place("prefetch", b'-')),
     (r"\windows\", place("windows", b's')),
-    (r"\program files", place("progf", b's')),
+    // Packaged apps: Windows checks the signature of the package when it installs one, and their files bear none.
+    (r"\program files\windowsapps\", place("apps", b's')),
+    (r"\program files\", place("progf", b's')),
+    (r"\program files (x86)\", place("progf", b's')),
     (r"\programdata\microsoft\windows defender\", place("pdms", b's')),
     (r"\startup\", place("startup", b'u')),
     (r"\programdata\microsoft\", place("pdms", b's')),
     (r"\programdata\", place("pdata", b'u')),
     (r"\appdata\local\temp\", place("temp", b'u')),
+    // Programs that come with Windows or Office and install themselves for each user.
+    (r"\appdata\local\microsoft\onedrive\", place("apphome", b'u')),
+    (r"\appdata\local\microsoft\teams\", place("apphome", b'u')),
     (r"\appdata\local\microsoft", place("applocalms", b'u')),
     (r"\appdata\local", place("applocal", b'u')),
     (r"\appdata\roaming\microsoft", place("approamms", b'u')),
@@ -70,7 +77,8 @@ pub fn place_of(path: &str) -> Place {
     } else {
         (false, path)
     };
-    if let Some((_, place)) = PLACES.iter().find(|(part, _)| rest.contains(part)) {
+    let lies_in = |part: &str, place: &Place| if place.system { rest.starts_with(part) } else { rest.contains(part) };
+    if let Some((_, place)) = PLACES.iter().find(|(part, place)| lies_in(part, place)) {
         return *place;
     }
     match (drive, rest.matches('\\').count()) {
@@ -171,10 +179,11 @@ fn unnamed(place: Place) -> &'static str {
     match place.name {
         "wintemp" | "temp" => "@temp",
         "sys32" | "wbem" | "pshome" | "winsxs" | "dotnet" | "windows" => "@windows",
-        "progf" | "pdms" => "@progf",
+        "progf" | "apps" | "pdms" => "@progf",
         "pdata" => "@pdata",
         "startup" => "@startup",
         "applocal" | "applocalms" | "approam" | "approamms" => "@appdata",
+        "apphome" => "@apphome",
         "downloads" | "desktop" | "documents" => "@home",
         "public" | "users" => "@users",
         "root" => "@root",
@@ -342,6 +351,15 @@ mod tests {
             (r"c:\windows\system32\taskschd.dll", "sys32"),
             (r"c:\windows\system32\spool\drivers\x64\3\x.dll", "spool"),
             (r"c:\windows\system32\spoolsv.exe", "sys32"),
+            (r"c:\program files (x86)\a\b.dll", "progf"),
+            (r"c:\program files\windowsapps\microsoft.photos\a.dll", "apps"),
+            (r"c:\program files of mine\a.dll", "otherdir"),
+            (r"c:\users\ann\program files\a.dll", "users"),
+            (r"c:\users\ann\appdata\local\microsoft\windows\inetcache\a.exe", "applocalms"),
+            (r"c:\users\ann\appdata\local\microsoft\onedrive\onedrive.exe", "apphome"),
+            (r"c:\users\ann\appdata\local\microsoft\onedrive.exe", "applocalms"),
+            (r"c:\users\ann\appdata\roaming\microsoft\windows\start menu\programs\startup\a.lnk", "startup"),
+            (r"c:\programdata\microsoft\windows\start menu\programs\startup\a.lnk", "startup"),
             (r"c:\x.exe", "root"),
             (r"d:\tools\x.exe", "otherdir"),
             ("x.exe", "nopath"),

@@ -60,7 +60,7 @@ impl Build<'_> {
         }
         bag.say(&["dll:", if signed { "signed:" } else { "unsigned:" }, place.name]);
         let native = library.contains(r"\assembly\");
-        if !signed {
+        if !signed && place.name != "apps" {
             bag.flag(&["dll_unsigned"]);
             bag.flag(&["dll_unsigned_", me.class]);
             bag.flag_if(place.user, &["dll_unsigned_user"]);
@@ -69,16 +69,17 @@ impl Build<'_> {
                 &["dll_unsigned_system"],
             );
         }
-        if place.user {
+        let own = signed && place.name == "apphome" && me.place.name == "apphome";
+        if place.user && !own {
             bag.flag(&["dll_user"]);
             bag.flag(&["dll_user_", me.class]);
         }
         bag.flag_if(!matches!(file_kind(&library), "dll" | "exe"), &["dll_extension"]);
-        let mut odd = !signed && !native || place.user;
+        let mut odd = !signed && !native && place.name != "apps" || place.user;
         if let Some(listed) = listed {
             bag.say(&["lib:", listed]);
             bag.say(&["libc:", me.class, ":", listed]);
-            let at_home = matches!(place.name, "sys32" | "winsxs" | "dotnet" | "wbem" | "pshome" | "progf");
+            let at_home = matches!(place.name, "sys32" | "winsxs" | "dotnet" | "wbem" | "pshome" | "progf" | "apps");
             if !at_home {
                 bag.flag(&["dll_sideload"]);
                 finding = Some(&attack::SIDE_LOAD);

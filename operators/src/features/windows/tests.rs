@@ -39,7 +39,7 @@ fn start() -> Observation {
 /// If this fails, models trained before do not fit any more: bless it only with a new [`FEATURE_VERSION`].
 #[test]
 fn golden_tensors() {
-    assert_eq!(FEATURE_VERSION, "logster-features-3");
+    assert_eq!(FEATURE_VERSION, "logster-features-4");
     let t = tensors(&[&window(&[start()], &[])]);
     assert_eq!(t.node_type, [0, 0, 1]);
     // powershell.exe, explorer.exe, the image file.
@@ -169,6 +169,50 @@ fn golden_signs() {
     );
     let found: Vec<_> = graph.findings().into_iter().map(|f| f.technique).collect();
     assert_eq!(found, ["T1547.001", "T1574.002"]);
+}
+
+/// Packaged apps are signed as a whole, so an unsigned library among their files says nothing.
+#[test]
+fn a_packaged_apps_library_is_no_sign() {
+    let load = |library| {
+        let fields = [
+            (Field::ProcessGuid, A),
+            (Field::Image, r"C:\Windows\System32\backgroundTaskHost.exe"),
+            (Field::ImageLoaded, library),
+            (Field::Signed, "false"),
+        ];
+        signs(&window(&[event(1_000, 7, &fields)], &[]), A)
+    };
+    assert_eq!(load(r"C:\Program Files\WindowsApps\Microsoft.Wallet_2.4\Microsoft.Wallet.dll"), ids(&[]));
+    assert!(!load(r"C:\Users\ann\Program Files\WindowsApps\Microsoft.Wallet_2.4\Microsoft.Wallet.dll").is_empty());
+}
+
+/// OneDrive runs from its user's profile on nearly every machine: that is no sign, what else it does is.
+#[test]
+fn programs_that_windows_installs_for_each_user_run_at_home() {
+    let home = r"C:\Users\ann\AppData\Local\Microsoft\OneDrive";
+    let image = format!(r"{home}\OneDrive.exe");
+    let load = |library: &str, signed| {
+        let fields =
+            [(Field::ProcessGuid, A), (Field::Image, &*image), (Field::ImageLoaded, library), (Field::Signed, signed)];
+        signs(&window(&[event(1_000, 7, &fields)], &[]), A)
+    };
+    assert_eq!(load(&format!(r"{home}\22.1\FileSync.dll"), "true"), ids(&["img_@apphome"]));
+    assert!(load(&format!(r"{home}\22.1\FileSync.dll"), "false").is_superset(&ids(&["dll_unsigned_user", "dll_user"])));
+    assert!(load(r"C:\Users\ann\Downloads\FileSync.dll", "true").is_superset(&ids(&["dll_user"])));
+}
+
+/// Start-up folders lie below a `Microsoft\Windows` that is not the system's.
+#[test]
+fn a_file_in_a_start_up_folder_is_a_sign() {
+    let start_menu = r"C:\Users\ann\AppData\Roaming\Microsoft\Windows\Start Menu\Programs";
+    let fields = |path| [(Field::ProcessGuid, A), (Field::Image, POWERSHELL), (Field::TargetFilename, path)];
+    let startup = format!(r"{start_menu}\Startup\notes.lnk");
+    let graph = window(&[event(1_000, 11, &fields(&startup))], &[]);
+    assert_eq!(signs(&graph, A), ids(&["write_startup"]));
+    assert_eq!(graph.findings()[0].technique, "T1547.001");
+    let elsewhere = format!(r"{start_menu}\notes.lnk");
+    assert_eq!(signs(&window(&[event(1_000, 11, &fields(&elsewhere))], &[]), A), ids(&[]));
 }
 
 /// The same attack in two laboratories: other users, hosts, addresses, GUIDs, tools and pipes.
