@@ -150,7 +150,7 @@ class TrainTest(unittest.TestCase):
         self.assertIn("| linear head, family-out | 3/3/3/3 | 1.000 |", text)
         self.assertIn("0 false alerts in 0.6 benign host-hours of 6 recordings, 0.00 an hour. 3 of 3 emulated attacks are detected", text)
         self.assertIn("| family-out | 3 of 3, 0 | 3/3/3/3 | 1.000", text)
-        self.assertEqual(len(list(out.glob(f"{platform}-*.png"))), 4)
+        self.assertEqual(len(list(out.glob(f"{platform}-*.png"))), 5 if platform == "windows" else 4)
 
     def test_a_whole_run_and_its_package(self):
         for platform, more in (("windows", []), ("linux", ["--linear-only"])):
@@ -159,6 +159,7 @@ class TrainTest(unittest.TestCase):
                 figures = self.run_main(platform, *more)
                 self.assertEqual(figures["rows"]["linear head, family-out"]["detected"][0], 3)
                 self.assertIn(f"{'untyped net' if platform == 'windows' else 'gat on the corpus alone'}, seed 1", figures["rows"])
+                self.assertEqual([len(l) for l in figures["losses"]], [TINY.epochs] * 2 if platform == "windows" else [])
                 manifest = tomllib.loads((self.path / "package" / "manifest.toml").read_text())
                 self.assertEqual(manifest["platform"], platform)
                 s = session((self.path / "package" / "model.onnx").read_bytes())

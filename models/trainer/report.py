@@ -32,6 +32,18 @@ def figure(path: Path, draw) -> str:
     return path.name
 
 
+def loss_plot(platform: str, losses: list[list[float]], out: Path) -> list[str]:
+    """The training loss of the nets that saw everything, a line for each seed; none where no net ships."""
+
+    def draw(axis):
+        for seed, values in enumerate(losses):
+            axis.plot(range(1, len(values) + 1), values, label=f"seed {seed}")
+        axis.set(xlabel="epoch", ylabel="mean loss", title=f"{platform}: training", yscale="log")
+        axis.legend(fontsize="small")
+
+    return [figure(out / f"{platform}-loss.png", draw)] if losses else []
+
+
 def plots(platform: str, splits: dict, out: Path) -> list[str]:
     """ROC, precision-recall, reliability, and detections against false alerts: a line for each way of leaving out."""
     splits = {name: split for name, split in splits.items() if ", seed" not in name}
@@ -229,8 +241,9 @@ def main() -> int:
         played = folder / "backtest.json"
         seen = json.loads(played.read_text()) if played.exists() else {"splits": {}}
         splits = seen["splits"]
-        images = plots(platform, splits, a.out) if splits else []
-        text += page(platform, json.loads((folder / "report.json").read_text()), splits, seen.get("own", {}), images)
+        report = json.loads((folder / "report.json").read_text())
+        images = (plots(platform, splits, a.out) if splits else []) + loss_plot(platform, report["losses"], a.out)
+        text += page(platform, report, splits, seen.get("own", {}), images)
     (a.out / "README.md").write_text("\n".join(text))
     return 0
 

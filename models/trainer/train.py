@@ -36,6 +36,8 @@ EXAMPLES, EXAMPLE_NODES = 3, 40
 BASELINE_SEEDS = 2
 #: What everything but nothing held out is called in the work folder.
 EVERYTHING = "everything"
+#: Where a net's losses lie beside its weights.
+LOSS = "loss"
 
 RECIPES = {
     "windows": fit.Recipe(shape=Shape(use_tokens=True)),
@@ -62,24 +64,21 @@ def fitted(kept: dict[str, np.ndarray]) -> linear.Fit:
 
 
 def trained(study: Study, name: str, train: list[str], recipe: fit.Recipe, seed: int) -> Result:
-    """A GAT that saw these recordings only."""
+    """A GAT that saw these recordings only: its weights, and the mean loss of each epoch."""
+    kind = "gat" if recipe.shape.typed else "untyped"
 
     def compute():
-        gat = fit.train(study.of(train), recipe, seed)
-        say(f"gat, {name}, seed {seed}: trained")
-        return weights(gat)
+        losses: list[float] = []
+        gat = fit.train(study.of(train), recipe, seed, losses)
+        say(f"{kind}, {name}, seed {seed}: trained, loss {losses[0]:.3f} to {losses[-1]:.3f}")
+        return {**{k: v.numpy() for k, v in gat.state_dict().items()}, LOSS: np.array(losses)}
 
-    kind = "gat" if recipe.shape.typed else "untyped"
     return Result(f"{kind}-{name}-{seed}", {"train": train, "recipe": asdict(recipe), "seed": seed, "code": 4}, compute)
-
-
-def weights(gat: Gat) -> dict[str, np.ndarray]:
-    return {k: v.numpy() for k, v in gat.state_dict().items()}
 
 
 def net(kept: dict[str, np.ndarray], recipe: fit.Recipe) -> Gat:
     gat = Gat(recipe.shape)
-    gat.load_state_dict({k: torch.from_numpy(v) for k, v in kept.items()})
+    gat.load_state_dict({k: torch.from_numpy(v) for k, v in kept.items() if k != LOSS})
     return gat.eval()
 
 
@@ -270,6 +269,7 @@ def run(a, study: Study, splits: dict, labels: dict[str, Labels], extra: list[st
             calibration["expected_calibration_error_left_out_seeds"] = float(np.mean([error(p) for name, p in left_out.items() if name != "ships"]))
         say(f"calibration, {split}: {calibration}")
 
+    report["losses"] = [study.get(trained(study, EVERYTHING, whole, recipe, seed))[LOSS].tolist() for seed in range(seeds)]
     split = list(splits)[-1]
     kept_head = study.get(linear_head(study, EVERYTHING, whole))
     gat = net(study.get(trained(study, EVERYTHING, whole, recipe, 0)), recipe) if seeds else None
