@@ -4,7 +4,7 @@ saw nothing of it, and the folds' verdicts are put together.
     python -m trainer.backtest --platform windows --logster BIN --corpus DIR --work DIR
 
 - Input: the packages of the folds that `trainer.train` left in the work folder, one set for what ships and one for each
-  seed, and the corpus.
+  other seed, and the corpus.
 - Output: `backtest.json` in the work folder: for each way of leaving out, the product's own count of detections
   and false alerts at its threshold, and the figures over all thresholds from the verdicts that it wrote.
 - On Linux also with one input alone: the other's records are taken out of the captures.
@@ -56,7 +56,6 @@ class Verdict:
     start_ms: int
     end_ms: int
     label: int
-    kind: str
     full: bool
     probability: float
     #: A rule of level high or above matched anew.
@@ -136,9 +135,9 @@ def judged(labels: dict[str, Labels], verdicts: list[list]) -> list[Verdict]:
     out = []
     for recording, host, start, end, probability, raised in verdicts:
         known = labels[recording]
-        label, kind = known.of_window(host, start, end)
+        label = known.of_window(host, start, end)
         full = known.start <= start and end <= known.end
-        out.append(Verdict(recording, host, known.family, start, end, label, kind, full, probability, raised))
+        out.append(Verdict(recording, host, known.family, start, end, label, full, probability, raised))
     return out
 
 

@@ -42,8 +42,6 @@ class Window:
     events: int
     #: MALICIOUS, BENIGN or AMBIGUOUS.
     label: int
-    #: Kind of benign time (`clean_host`, `pre_attack`, ...), empty otherwise.
-    kind: str
     #: The window reaches beyond neither end of the recording.
     full: bool
     graph: Batch
@@ -93,25 +91,21 @@ class Labels:
             self.malicious |= {g.lower() for g in h.get("malicious_process_guids", ())}
             for name in ("injected_process_guids", "attacker_shell_guids"):
                 self.doubtful |= {g.lower() for g in h.get(name, ())}
-        self.kinds = [(b["host"].lower(), b["kind"], *map(to_ms, b["interval"])) for b in record["benign_intervals"]]
         per_host = defaultdict(list)
-        for host, _, a, b in self.kinds:
-            per_host[host].append((a, b))
+        for b in record["benign_intervals"]:
+            per_host[b["host"].lower()].append(tuple(map(to_ms, b["interval"])))
         self.benign = {h: joined(v) for h, v in per_host.items()}
 
-    def of_window(self, host: str, start: int, end: int) -> tuple[int, str]:
-        """Label and kind of `[start, end)`: malicious if it overlaps an attack, benign if wholly benign.
+    def of_window(self, host: str, start: int, end: int) -> int:
+        """Label of `[start, end)`: malicious if it overlaps an attack, benign if wholly benign.
 
         Time outside the recording has no events: windows are clipped to it.
         """
         if any(a < end and b >= start for a, b in self.attack.get(host, ())):
-            return MALICIOUS, ""
+            return MALICIOUS
         start, end = max(start, self.start), min(end, self.end)
-        for a, b in self.benign.get(host, ()):
-            if a - TOLERANCE_MS <= start and end <= b + TOLERANCE_MS:
-                kinds = [k for h, k, x, y in self.kinds if h == host and x - TOLERANCE_MS <= end and y + TOLERANCE_MS >= start]
-                return BENIGN, kinds[0]
-        return AMBIGUOUS, ""
+        benign = any(a - TOLERANCE_MS <= start and end <= b + TOLERANCE_MS for a, b in self.benign.get(host, ()))
+        return BENIGN if benign else AMBIGUOUS
 
     def of_nodes(self, label: int, host: str, node_type, keys, first, last) -> np.ndarray:
         """Node labels of a window; `first` and `last` are absolute times."""
@@ -180,7 +174,7 @@ def read(path: Path, labels: dict[str, Labels]) -> list[Window]:
                     continue
                 known = labels[recording]
                 start, end = plain["window_start"][k], plain["window_end"][k]
-                label, kind = known.of_window(host, start, end)
+                label = known.of_window(host, start, end)
                 node_type = cols["node_type"][k]
                 keys = [(key or "").lower() for key in plain["node_key"][k]]
                 graph = Batch(
@@ -196,7 +190,6 @@ def read(path: Path, labels: dict[str, Labels]) -> list[Window]:
                         end_ms=end,
                         events=plain["events"][k],
                         label=label,
-                        kind=kind,
                         full=known.start <= start and end <= known.end,
                         graph=graph,
                         node_label=known.of_nodes(label, host, node_type.numpy(), keys, first[k].numpy(), last[k].numpy()),

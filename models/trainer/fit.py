@@ -60,6 +60,11 @@ def window_weights(windows: list[Window]) -> np.ndarray:
     return weight / weight.mean()
 
 
+def with_ids(b: Batch, tok: torch.Tensor, tree: torch.Tensor) -> Batch:
+    """A copy with the ids of these masks alone."""
+    return b._replace(tok_id=b.tok_id[tok], tok_node=b.tok_node[tok], tree_id=b.tree_id[tree], tree_node=b.tree_node[tree])
+
+
 def thinned(b: Batch, recipe: Recipe, r: torch.Generator) -> Batch:
     """A copy with ids and edges dropped and features jittered."""
 
@@ -71,12 +76,8 @@ def thinned(b: Batch, recipe: Recipe, r: torch.Generator) -> Batch:
     def noisy(x: torch.Tensor) -> torch.Tensor:
         return x * (1 + recipe.jitter * torch.randn(x.shape, generator=r))
 
-    return b._replace(
+    return with_ids(b, tok, tree)._replace(
         node_feat=noisy(b.node_feat),
-        tok_id=b.tok_id[tok],
-        tok_node=b.tok_node[tok],
-        tree_id=b.tree_id[tree],
-        tree_node=b.tree_node[tree],
         edge_src=b.edge_src[edge],
         edge_dst=b.edge_dst[edge],
         edge_type=b.edge_type[edge],
@@ -205,10 +206,7 @@ def usable_ids(windows: list[Window]) -> dict[str, torch.Tensor]:
 
 def restricted(graph: Batch, usable: dict[str, torch.Tensor]) -> Batch:
     """The graph with usable ids alone."""
-    tok, tree = usable["tok"][graph.tok_id], usable["tree"][graph.tree_id]
-    return graph._replace(
-        tok_id=graph.tok_id[tok], tok_node=graph.tok_node[tok], tree_id=graph.tree_id[tree], tree_node=graph.tree_node[tree]
-    )
+    return with_ids(graph, usable["tok"][graph.tok_id], usable["tree"][graph.tree_id])
 
 
 def forget_unusable(gat: Gat, usable: dict[str, torch.Tensor]) -> None:

@@ -125,11 +125,11 @@ def product(splits: dict) -> list[str]:
 
 
 def over_seeds(splits: dict) -> list[str]:
-    """Mean, least and most of the single seeds."""
+    """Mean, least and most of the seeds: what ships, and the others."""
     out = []
     for name in splits:
-        seeds = [f for n, f in splits.items() if n.startswith(f"{name}, seed")]
-        if not seeds:
+        seeds = [splits[name], *(f for n, f in splits.items() if n.startswith(f"{name}, seed"))]
+        if len(seeds) == 1:
             continue
 
         def spread(values, form="{:.1f}", ends="{}") -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -120,8 +121,7 @@ def models(study: Study, parts: list[folds.Fold], recipe: fit.Recipe, seeds: int
 
         return Run([gat_out_of_fold(study, parts, recipe, result), lin], lambda fold, train: net(study.get(result(fold, train)), recipe))
 
-    runs = {f"seed {seed}": run_of(seed) for seed in range(seeds)}
-    return {"ships": runs["seed 0"], **runs}
+    return {f"seed {seed}" if seed else "ships": run_of(seed) for seed in range(seeds)}
 
 
 @dataclass
@@ -237,26 +237,27 @@ def run(a, study: Study, splits: dict, labels: dict[str, Labels], extra: list[st
                 worst = gat_out_of_fold(study, parts, baseline.recipe, lambda f, t: baseline.result(study, f, t, seed))
                 note(f"{baseline.name}, seed {seed}", worst)
         runs = models(study, parts, recipe, seeds, lin)
-        seeded = [r.parts for name, r in runs.items() if name != "ships"]
         # Seeds are calibrated together: they differ by luck alone.
-        together = seeded or [runs["ships"].parts]
+        together = [one.parts for one in runs.values()]
         left_out = {name: np.full(len(study.tested), np.nan) for name in runs}
+        packages = a.work / "packages" / split
+        shutil.rmtree(packages, ignore_errors=True)  # of seeds that are no more
         for fold, test, train in parts:
             inside = np.isin(study.tested_names, test)
             head = fitted(study.get(linear_head(study, fold, train)))
             reading = Reading.of(study, together, ~inside)
             for name, one in runs.items():
                 left_out[name][inside] = reading.probability([p[inside] for p in one.parts])
-                folder = a.work / "packages" / split / name.replace(" ", "-") / fold.replace(" ", "-")
+                folder = packages / name.replace(" ", "-") / fold.replace(" ", "-")
                 ship(a, f"{a.version}-{name}-without-{fold}".replace(" ", "-"), folder, assemble(head, one.gat(fold, train), reading))
         every = np.ones(len(study.tested), bool)
         readings[split] = reading = Reading.of(study, together, every)
         probabilities[split] = left_out["ships"]
-        for seed, parts_of in enumerate(seeded):
-            note(f"gat, seed {seed}", parts_of[0])
-            note(f"combined, seed {seed}", combined(parts_of, reading.scales))
-        if seeded:
-            note("combined, mean of seeds", np.mean([combined(r, reading.scales) for r in seeded], 0))
+        if seeds:
+            for seed, parts_of in enumerate(together):
+                note(f"gat, seed {seed}", parts_of[0])
+                note(f"combined, seed {seed}", combined(parts_of, reading.scales))
+            note("combined, mean of seeds", np.mean([combined(r, reading.scales) for r in together], 0))
         probability = reading.probability(runs["ships"].parts)
         report.setdefault("calibration", {})[split] = calibration = {
             "method": "piecewise linear logit of the score, through 0.7 at the false-alert budget",
@@ -265,8 +266,8 @@ def run(a, study: Study, splits: dict, labels: dict[str, Labels], extra: list[st
             "expected_calibration_error": error(probability),
             "expected_calibration_error_left_out": error(left_out["ships"]),
         }
-        if seeded:
-            calibration["expected_calibration_error_left_out_seeds"] = float(np.mean([error(p) for name, p in left_out.items() if name != "ships"]))
+        if seeds:
+            calibration["expected_calibration_error_left_out_seeds"] = float(np.mean([error(p) for p in left_out.values()]))
         say(f"calibration, {split}: {calibration}")
 
     report["losses"] = [study.get(trained(study, EVERYTHING, whole, recipe, seed))[LOSS].tolist() for seed in range(seeds)]

@@ -60,7 +60,8 @@ impl Build<'_> {
         }
         bag.say(&["dll:", if signed { "signed:" } else { "unsigned:" }, place.name]);
         let native = library.contains(r"\assembly\");
-        if !signed && place.name != "apps" {
+        let unsigned = !signed && place.name != "apps";
+        if unsigned {
             bag.flag(&["dll_unsigned"]);
             bag.flag(&["dll_unsigned_", me.class]);
             bag.flag_if(place.user, &["dll_unsigned_user"]);
@@ -75,7 +76,7 @@ impl Build<'_> {
             bag.flag(&["dll_user_", me.class]);
         }
         bag.flag_if(!matches!(file_kind(&library), "dll" | "exe"), &["dll_extension"]);
-        let mut odd = !signed && !native && place.name != "apps" || place.user;
+        let mut odd = unsigned && !native || place.user;
         if let Some(listed) = listed {
             bag.say(&["lib:", listed]);
             bag.say(&["libc:", me.class, ":", listed]);
